@@ -1,0 +1,180 @@
+package collector
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
+)
+
+// Facts are what the collectors translate: one pool as it was read, and what
+// follows from it. They are not changed after they are made.
+type Facts struct {
+	Pool *btrfs.Pool
+	// Layout tells where the chunks lie; nil where the devices' sizes are
+	// unknown.
+	Layout *capacity.Layout
+	// Report is nil where the capacity cannot be worked out.
+	Report *capacity.Report
+	// WorstPair is the worst loss of two devices; known with an exact layout.
+	WorstPair btrfs.Opt[capacity.Loss]
+	Spread    btrfs.Opt[capacity.MetadataSpread]
+}
+
+// Source is where pools come from.
+type Source interface {
+	// Mounts returns the pools there are now. It waits for no disk. With an
+	// error it returns what it found.
+	Mounts() ([]btrfs.Mount, error)
+	// Reader returns a new reader for one pool.
+	Reader() PoolReader
+}
+
+// PoolReader reads one pool again and again. It is used by one goroutine at a
+// time.
+type PoolReader interface {
+	// Read may block as long as a disk hangs. Facts and an error together mean
+	// that some facts are unknown.
+	Read(m *btrfs.Mount) (*Facts, error)
+}
+
+// NewKernelSource returns the pools mounted on this machine.
+func NewKernelSource(c *btrfs.Client) Source { return kernelSource{c} }
+
+type kernelSource struct{ client *btrfs.Client }
+
+func (s kernelSource) Mounts() ([]btrfs.Mount, error) { return s.client.Mounts() }
+func (s kernelSource) Reader() PoolReader             { return &kernelReader{client: s.client} }
+
+// kernelReader reads one pool and keeps what is dear to work out: the walk of
+// the chunk tree and what follows from it.
+type kernelReader struct {
+	client *btrfs.Client
+
+	tree     btrfs.ChunkTreeState
+	walked   time.Time
+	walkedBy []btrfs.Device // the devices of the walk
+	derived  derived
+	report   cachedReport
+}
+
+// derived follows from where the chunks lie.
+type derived struct {
+	layout    *capacity.Layout
+	worstPair btrfs.Opt[capacity.Loss]
+	spread    btrfs.Opt[capacity.MetadataSpread]
+}
+
+func newDerived(l *capacity.Layout) derived {
+	d := derived{layout: l}
+	if l.Exact {
+		d.worstPair = btrfs.Some(l.LossMatrix().WorstPair())
+	}
+	if spread, ok := l.MetadataSpread(); ok {
+		d.spread = btrfs.Some(spread)
+	}
+	return d
+}
+
+// cachedReport keeps the report as long as nothing it depends on changes.
+type cachedReport struct {
+	pool   *btrfs.Pool
+	layout *capacity.Layout
+	report *capacity.Report
+	err    error
+}
+
+func (c *cachedReport) get(p *btrfs.Pool, l *capacity.Layout) (*capacity.Report, error) {
+	if c.layout != l || !sameAccounting(c.pool, p) {
+		*c = cachedReport{pool: p, layout: l}
+		c.report, c.err = capacity.Calculate(p, l)
+	}
+	return c.report, c.err
+}
+
+// sameAccounting tells whether two readings of a pool agree in all that a
+// report depends on beside the layout.
+func sameAccounting(a, b *btrfs.Pool) bool {
+	return a.GlobalReserve.Size == b.GlobalReserve.Size &&
+		a.ConvertData == b.ConvertData && a.ConvertMetadata == b.ConvertMetadata && a.ConvertSystem == b.ConvertSystem &&
+		slices.EqualFunc(a.Spaces, b.Spaces, func(a, b btrfs.Space) bool {
+			return a.Type == b.Type && a.Total == b.Total && a.Used == b.Used && a.ReadOnly == b.ReadOnly &&
+				a.ChunkSize == b.ChunkSize && slices.Equal(a.Profiles, b.Profiles)
+		})
+}
+
+// maxLayoutAge bounds how long a layout is believed even though the kernel
+// says that nothing changed.
+const maxLayoutAge = 5 * time.Minute
+
+// Read implements PoolReader.
+func (r *kernelReader) Read(m *btrfs.Mount) (*Facts, error) {
+	if len(m.Points) == 0 {
+		p, err := r.client.ReadSysfsPool(m.UUID)
+		if p == nil {
+			return nil, err
+		}
+		return &Facts{Pool: p}, err
+	}
+	f, mountpoint, err := r.client.Open(m)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	p, err := r.client.ReadPool(f, m, mountpoint)
+	if p == nil {
+		return nil, err
+	}
+	if layoutErr := r.updateLayout(f, p); layoutErr != nil {
+		err = errors.Join(err, fmt.Errorf("pool %s: %w", p.UUID, layoutErr))
+	}
+	facts := &Facts{
+		Pool: p, Layout: r.derived.layout, WorstPair: r.derived.worstPair, Spread: r.derived.spread,
+	}
+	report, reportErr := r.report.get(p, r.derived.layout)
+	facts.Report = report
+	return facts, errors.Join(err, reportErr)
+}
+
+// updateLayout walks the chunk tree if it changed. Without the privilege, or
+// when the walk fails, the layout is an estimate from the devices alone.
+func (r *kernelReader) updateLayout(f *btrfs.Filesystem, p *btrfs.Pool) error {
+	if r.derived.layout != nil && r.derived.layout.Exact && r.sameDevices(p) && time.Since(r.walked) < maxLayoutAge {
+		changed, err := f.ChunkTreeChanged(r.tree)
+		if err == nil && !changed {
+			return nil
+		}
+	}
+	b := capacity.NewBuilder(p.Devices)
+	tree, err := f.WalkChunks(b.Add)
+	if err == nil {
+		var layout *capacity.Layout
+		if layout, err = b.Layout(); err == nil {
+			r.tree, r.walked, r.walkedBy = tree, time.Now(), p.Devices
+			r.derived = newDerived(layout)
+			return nil
+		}
+	}
+	if r.derived.layout == nil || r.derived.layout.Exact || !r.sameDevices(p) {
+		r.walkedBy = p.Devices
+		r.derived = newDerived(capacity.Estimate(p.Devices))
+	}
+	if errors.Is(err, unix.EPERM) {
+		return nil // btrfs_pool_free_exact tells
+	}
+	return err
+}
+
+// sameDevices tells whether the devices are as they were at the last walk. The
+// chunk tree alone does not tell that a device is missing or read-only.
+func (r *kernelReader) sameDevices(p *btrfs.Pool) bool {
+	return slices.EqualFunc(p.Devices, r.walkedBy, func(a, b btrfs.Device) bool {
+		return a.ID == b.ID && a.Size == b.Size && a.Used == b.Used && a.Missing == b.Missing &&
+			a.Writeable == b.Writeable && a.ReplaceTarget == b.ReplaceTarget
+	})
+}
