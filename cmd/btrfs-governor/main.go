@@ -1,0 +1,77 @@
+// Command btrfs-governor runs next to btrfs pools and exports what is true of
+// them to Prometheus.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/prometheus/common/version"
+)
+
+const programName = "btrfs-governor"
+
+// gcPercent trades some CPU for memory: the live heap is small, and the
+// program shares a Raspberry Pi with others. GOGC overrides it.
+const gcPercent = 50
+
+func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	// A second signal ends the program at once.
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run executes a command line until it is done or ctx is, and returns the exit
+// status.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	app := kingpin.New(programName, "Tells the truth about btrfs pools.")
+	app.Version(version.Print(programName))
+	app.HelpFlag.Short('h')
+	app.UsageWriter(stdout)
+	app.ErrorWriter(stderr)
+	// Kingpin wants to exit once it has shown the help or the version, and
+	// otherwise goes on parsing.
+	shown := false
+	app.Terminate(func(int) {
+		shown = true
+		app.UsageWriter(io.Discard)
+	})
+
+	commands := map[string]func(context.Context, io.Writer, io.Writer) error{}
+	serve := newServeCommand(app)
+	commands[serve.name] = serve.run
+
+	if len(args) == 0 {
+		return fail(stderr, fmt.Errorf("no command given; see %s --help", programName))
+	}
+	name, err := app.Parse(args)
+	switch {
+	case shown:
+		return 0
+	case err != nil:
+		help := programName
+		if commands[args[0]] != nil {
+			help += " " + args[0]
+		}
+		return fail(stderr, fmt.Errorf("%w; see %s --help", err, help))
+	}
+	if err := commands[name](ctx, stdout, stderr); err != nil {
+		return fail(stderr, err)
+	}
+	return 0
+}
+
+func fail(stderr io.Writer, err error) int {
+	fmt.Fprintf(stderr, "%s: %v\n", programName, err)
+	return 1
+}

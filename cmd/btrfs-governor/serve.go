@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kingpin/v2"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/go-kit/log"
+	"github.com/go-kit/log/level"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
+	"github.com/prometheus/common/version"
+	"github.com/prometheus/exporter-toolkit/web"
+	"github.com/prometheus/exporter-toolkit/web/kingpinflag"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/config"
+	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
+	"github.com/btrfs-governor/btrfs-governor/internal/logging"
+)
+
+// serveCommand is the daemon: `btrfs-governor serve`.
+type serveCommand struct {
+	name string
+
+	configFile      string
+	configFileGiven bool
+	configCheck     bool
+	stateDir        string
+	readOnly        bool
+	paths           btrfs.Paths
+	recorded        string
+	collectors      map[string]*bool // on or off, by name
+	web             *web.FlagConfig
+	telemetryPath   string
+	maxRequests     requestLimit
+	logLevel        string
+	logFormat       string
+}
+
+func newServeCommand(app *kingpin.Application) *serveCommand {
+	cmd := app.Command("serve", "Export the machine's btrfs pools to Prometheus.")
+	c := &serveCommand{name: cmd.FullCommand(), collectors: make(map[string]*bool)}
+	paths := btrfs.DefaultPaths()
+
+	cmd.Flag("config.file", "Configuration file; the default one may be missing.").
+		Default("/etc/btrfs-governor/config.yml").IsSetByUser(&c.configFileGiven).StringVar(&c.configFile)
+	cmd.Flag("config.check", "Check the configuration and the web configuration, and exit.").BoolVar(&c.configCheck)
+	cmd.Flag("state.dir", "Directory for what must outlive the process.").
+		Default("/var/lib/btrfs-governor").StringVar(&c.stateDir)
+	cmd.Flag("read-only", "Export metrics only: there is no way to change anything, and no state directory is needed.").BoolVar(&c.readOnly)
+
+	cmd.Flag("path.procfs", "Where /proc of the host is mounted.").Default(paths.Proc).StringVar(&c.paths.Proc)
+	cmd.Flag("path.sysfs", "Where /sys of the host is mounted.").Default(paths.Sys).StringVar(&c.paths.Sys)
+	cmd.Flag("path.rootfs", "Where / of the host is mounted.").Default(paths.Root).StringVar(&c.paths.Root)
+	cmd.Flag("path.recorded", "Serve the recorded pools (*.json) of this directory instead of the machine's.").StringVar(&c.recorded)
+
+	for _, info := range collector.All() {
+		state := "off"
+		if info.Default {
+			state = "on"
+		}
+		c.collectors[info.Name] = cmd.Flag("collector."+info.Name, fmt.Sprintf("%s (default: %s).", strings.TrimSuffix(info.Help, "."), state)).
+			Default(strconv.FormatBool(info.Default)).Bool()
+	}
+
+	c.web = kingpinflag.AddFlags(cmd, ":10134")
+	cmd.Flag("web.telemetry-path", "Path of the metrics.").Default("/metrics").StringVar(&c.telemetryPath)
+	cmd.Flag("web.max-requests", "Most scrapes to answer at the same time; 0 is no limit.").Default("200").SetValue(&c.maxRequests)
+
+	cmd.Flag("log.level", "Least level of the messages to log: "+strings.Join(logging.Levels(), ", ")+".").
+		Default("info").HintOptions(logging.Levels()...).StringVar(&c.logLevel)
+	cmd.Flag("log.format", "Format of the log: "+strings.Join(logging.Formats(), ", ")+".").
+		Default("logfmt").HintOptions(logging.Formats()...).StringVar(&c.logFormat)
+	return c
+}
+
+// run serves until ctx is done. Whatever can be wrong with the command line,
+// the files it names or the machine is found before the first request is
+// answered.
+func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error {
+	logs, err := logging.New(stderr, c.logLevel, c.logFormat)
+	if err != nil {
+		return err
+	}
+	if err := httpapi.CheckTelemetryPath(c.telemetryPath); err != nil {
+		return fmt.Errorf("--web.telemetry-path: %w", err)
+	}
+	cfg, err := c.loadConfig()
+	if err != nil {
+		return err
+	}
+	if err := web.Validate(*c.web.WebConfigFile); err != nil {
+		return fmt.Errorf("--web.config.file=%s: %s", *c.web.WebConfigFile, oneLine(err))
+	}
+	if c.configCheck {
+		fmt.Fprintln(stdout, "The configuration is good.")
+		return nil
+	}
+	if !c.readOnly {
+		if err := checkStateDir(c.stateDir); err != nil {
+			return err
+		}
+	}
+	exporter, err := c.newExporter(logs.Logger)
+	if err != nil {
+		return err
+	}
+	reloader := config.NewReloader(cfg, c.loadConfig, func(cfg *config.Config) {
+		exporter.SetTimeout(time.Duration(cfg.Scrape.Timeout))
+		exporter.SetExclude(cfg.Pools.Excludes)
+	})
+	reload := func() error { return reloadConfig(reloader, logs.Logger) }
+
+	handler, err := httpapi.New(httpapi.Config{
+		Logger:        logs.Logger,
+		Version:       version.Info(),
+		TelemetryPath: c.telemetryPath,
+		MaxRequests:   int(c.maxRequests),
+		Pools:         exporter,
+		Process: []prometheus.Collector{
+			collectors.NewGoCollector(),
+			collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+			versioncollector.NewCollector("btrfs_governor"),
+			reloader,
+		},
+		// No request is answered before everything is ready.
+		Ready:  func() bool { return ctx.Err() == nil },
+		Reload: reload,
+	})
+	if err != nil {
+		return err
+	}
+	listeners, err := listen(ctx, c.web)
+	if err != nil {
+		return err
+	}
+
+	level.Info(logs.Logger).Log("msg", "Starting "+programName, "version", version.Info(), "build_context", version.BuildContext())
+	tasks := []task{newHangupTask(reload), systemdTask{logs.Logger}}
+	for _, l := range listeners {
+		tasks = append(tasks, newServer(l, handler, c.web, logs))
+	}
+	err = runTasks(ctx, tasks)
+	level.Info(logs.Logger).Log("msg", "Stopped")
+	return err
+}
+
+func (c *serveCommand) loadConfig() (*config.Config, error) {
+	return config.Load(c.configFile, !c.configFileGiven)
+}
+
+func (c *serveCommand) newExporter(logger log.Logger) (*collector.Exporter, error) {
+	source := collector.NewKernelSource(btrfs.NewClient(c.paths))
+	if c.recorded != "" {
+		var err error
+		if source, err = collector.NewRecordedSource(c.recorded); err != nil {
+			return nil, fmt.Errorf("--path.recorded: %w", err)
+		}
+	}
+	var enabled []string
+	for _, info := range collector.All() {
+		if *c.collectors[info.Name] {
+			enabled = append(enabled, info.Name)
+		}
+	}
+	return collector.New(collector.Config{Logger: logger, Source: source, Enabled: enabled})
+}
+
+// checkStateDir makes sure that the state directory exists and takes files.
+func checkStateDir(dir string) error {
+	const remedy = "; make it writable, name another one with --state.dir, or give --read-only, which needs none"
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("create the state directory: %w"+remedy, err)
+	}
+	f, err := os.CreateTemp(dir, ".writable-*")
+	if err == nil {
+		err = errors.Join(f.Close(), os.Remove(f.Name()))
+	}
+	// The name of the temporary file is of no use to anybody.
+	if failed, ok := errors.AsType[*fs.PathError](err); ok {
+		err = failed.Err
+	}
+	if err != nil {
+		return fmt.Errorf("write to the state directory %s: %w"+remedy, dir, err)
+	}
+	return nil
+}
+
+func reloadConfig(reloader *config.Reloader, logger log.Logger) error {
+	notify(logger, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
+	defer notify(logger, daemon.SdNotifyReady)
+	if err := reloader.Reload(); err != nil {
+		level.Error(logger).Log("msg", "The configuration stays as it was", "err", err)
+		return err
+	}
+	level.Info(logger).Log("msg", "The configuration is reloaded")
+	return nil
+}
+
+// hangupTask reloads the configuration on SIGHUP.
+type hangupTask struct {
+	signals chan os.Signal
+	reload  func() error
+}
+
+// newHangupTask returns a task that from now on catches SIGHUP, which would
+// otherwise end the program.
+func newHangupTask(reload func() error) *hangupTask {
+	t := &hangupTask{signals: make(chan os.Signal, 1), reload: reload}
+	signal.Notify(t.signals, syscall.SIGHUP)
+	return t
+}
+
+func (t *hangupTask) Run(ctx context.Context) error {
+	defer signal.Stop(t.signals)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.signals:
+			_ = t.reload() // which logs its error
+		}
+	}
+}
+
+// systemdTask tells systemd, if it started us, that the daemon is ready and
+// that it stops.
+type systemdTask struct{ logger log.Logger }
+
+func (t systemdTask) Run(ctx context.Context) error {
+	notify(t.logger, daemon.SdNotifyReady)
+	<-ctx.Done()
+	notify(t.logger, daemon.SdNotifyStopping)
+	return nil
+}
+
+func notify(logger log.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		level.Warn(logger).Log("msg", "Could not tell systemd the state", "state", state, "err", err)
+	}
+}
+
+// requestLimit is the value of --web.max-requests.
+type requestLimit int
+
+// Set implements kingpin.Value.
+func (l *requestLimit) Set(s string) error {
+	n, err := strconv.ParseUint(s, 10, 31)
+	if err != nil {
+		return fmt.Errorf("--web.max-requests must be a number from 0 up, not %q", s)
+	}
+	*l = requestLimit(n)
+	return nil
+}
+
+// String implements kingpin.Value.
+func (l *requestLimit) String() string { return strconv.Itoa(int(*l)) }
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }

@@ -1,0 +1,197 @@
+package config
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"gopkg.in/yaml.v3"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+)
+
+const exampleFile = "../../examples/config.yml"
+
+func corpus(t testing.TB, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join("testdata", dir, "*.yml"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no files in testdata/%s (%v)", dir, err)
+	}
+	return files
+}
+
+func TestGoodFilesParse(t *testing.T) {
+	full := &Config{
+		Scrape: Scrape{Timeout: Duration(90 * time.Second)},
+		Pools: Pools{Exclude: []string{
+			"scratch", "3F2C1A52-8C1E-4B7E-9D53-0A4F5B6C7D8E", "a \"label\"\nof two lines, ☃", "2024",
+		}},
+	}
+	want := map[string]*Config{
+		"full.yml":    full,
+		"anchors.yml": {Scrape{Duration(500 * time.Millisecond)}, Pools{Exclude: []string{"stick", "other"}}},
+		"flow.yml":    {Scrape{Duration(500 * time.Millisecond)}, Pools{Exclude: []string{"json"}}},
+	}
+	for _, file := range corpus(t, "good") {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			got, err := Load(file, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, ok := want[filepath.Base(file)]
+			if !ok {
+				want = Default()
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// Each bad file has beside it the error that it must give, less the name of
+// the file that it begins with.
+func TestBadFilesGiveTheirError(t *testing.T) {
+	for _, file := range corpus(t, "bad") {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			want, err := os.ReadFile(strings.TrimSuffix(file, ".yml") + ".error")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = Load(file, false)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if got, want := err.Error(), file+strings.TrimSuffix(string(want), "\n"); got != want {
+				t.Errorf("\n got %s\nwant %s", got, want)
+			}
+			var located *Error
+			if !errors.As(err, &located) || located.File != file {
+				t.Errorf("got a %T, want an *Error for %s", err, file)
+			}
+		})
+	}
+}
+
+func TestExampleShowsEveryKeyWithItsDefault(t *testing.T) {
+	data, err := os.ReadFile(exampleFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, lines, err := parse(exampleFile, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(Default(), got); diff != "" {
+		t.Errorf("the example's values are not the defaults (-default +example):\n%s", diff)
+	}
+	for _, key := range keys(reflect.TypeFor[Config](), "") {
+		if lines[key] == 0 {
+			t.Errorf("the example has no %s", key)
+		}
+	}
+}
+
+// keys returns the keys of a configuration type.
+func keys(t reflect.Type, prefix string) []string {
+	if t.Kind() != reflect.Struct {
+		return []string{prefix}
+	}
+	var all []string
+	for i := range t.NumField() {
+		all = append(all, keys(t.Field(i).Type, join(prefix, t.Field(i).Tag.Get("yaml")))...)
+	}
+	return all
+}
+
+func TestMissingFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yml")
+	got, err := Load(path, true)
+	if err != nil {
+		t.Fatalf("optional: %v", err)
+	}
+	if diff := cmp.Diff(Default(), got); diff != "" {
+		t.Errorf("optional: -want +got:\n%s", diff)
+	}
+	_, err = Load(path, false)
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
+		t.Errorf("not optional: got %v, want an error that names the file", err)
+	}
+}
+
+func TestHugeFileIsRefused(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.yml")
+	if err := os.WriteFile(path, slices.Repeat([]byte("# padding\n"), maxSize/10+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(path, false); err == nil || !strings.Contains(err.Error(), "larger than") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestExcludes(t *testing.T) {
+	uuid, err := btrfs.ParseUUID("3f2c1a52-8c1e-4b7e-9d53-0a4f5b6c7d8e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		entry string
+		want  bool
+	}{
+		{"3f2c1a52-8c1e-4b7e-9d53-0a4f5b6c7d8e", true},
+		{"3F2C1A52-8C1E-4B7E-9D53-0A4F5B6C7D8E", true},
+		{"3f2c1a52", false},
+		{"tank", true},
+		{"Tank", false},
+		{"other", false},
+	} {
+		p := Pools{Exclude: []string{"nobody", tt.entry}}
+		if got := p.Excludes(uuid, "tank"); got != tt.want {
+			t.Errorf("%q: got %v, want %v", tt.entry, got, tt.want)
+		}
+	}
+	if (&Pools{}).Excludes(uuid, "") {
+		t.Error("an empty list excludes a pool without a label")
+	}
+}
+
+// FuzzParse: nothing makes the parser panic, and what it accepts is written
+// back to the same configuration.
+func FuzzParse(f *testing.F) {
+	files := append(corpus(f, "good"), exampleFile)
+	for _, file := range append(files, corpus(f, "bad")...) {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(data)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		cfg, err := Parse("fuzz.yml", data)
+		if err != nil {
+			if strings.ContainsAny(err.Error(), "\n\r") {
+				t.Errorf("the error is not one line: %q", err)
+			}
+			return
+		}
+		again, err := yaml.Marshal(cfg)
+		if err != nil {
+			t.Fatalf("marshal %+v: %v", cfg, err)
+		}
+		got, err := Parse("again.yml", again)
+		if err != nil {
+			t.Fatalf("parse what was marshalled from %+v:\n%s\n%v", cfg, again, err)
+		}
+		if diff := cmp.Diff(cfg, got); diff != "" {
+			t.Errorf("-first +again:\n%s\n%s", diff, again)
+		}
+	})
+}

@@ -1,0 +1,115 @@
+// Package httpapi makes the HTTP handler of the daemon: the exposition, the
+// status page and the lifecycle endpoints, as other exporters and Prometheus
+// have them.
+package httpapi
+
+import (
+	"fmt"
+	"net/http"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/exporter-toolkit/web"
+)
+
+// Config is what the handler needs. All of it must be set, except for
+// MaxRequests and Process.
+type Config struct {
+	Logger log.Logger
+	// Version is what the status page shows.
+	Version string
+	// TelemetryPath is the path of the exposition; see CheckTelemetryPath.
+	TelemetryPath string
+	// MaxRequests is how many scrapes are answered at once; 0 is no limit.
+	MaxRequests int
+	// Pools gives the metrics of the pools.
+	Pools PoolCollectors
+	// Process are the metrics about the program itself, part of every
+	// exposition.
+	Process []prometheus.Collector
+	// Ready reports whether the daemon serves; before it does, and while it
+	// stops, it does not.
+	Ready func() bool
+	// Reload reads the configuration again.
+	Reload func() error
+}
+
+// PoolCollectors gives the collector that gathers the named ones, or all that
+// are enabled when no name is given. An unknown or disabled name is an error
+// that names it.
+type PoolCollectors interface {
+	Collector(names ...string) (prometheus.Collector, error)
+}
+
+// CheckTelemetryPath returns why a path cannot be that of the exposition.
+func CheckTelemetryPath(p string) error {
+	switch {
+	case !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.ContainsAny(p, "{}?#% "):
+		return fmt.Errorf("%q is no plain absolute path such as /metrics", p)
+	case p == "/" || p == "/-" || strings.HasPrefix(p, "/-/") || p == "/api" || strings.HasPrefix(p, "/api/"):
+		return fmt.Errorf("%q is taken; choose another path such as /metrics", p)
+	}
+	return nil
+}
+
+// New returns the handler of all routes.
+func New(cfg Config) (http.Handler, error) {
+	metrics, err := newMetricsHandler(cfg)
+	if err != nil {
+		return nil, err
+	}
+	landing, err := web.NewLandingPage(web.LandingConfig{
+		Name:        "btrfs-governor",
+		Description: "Prometheus exporter for btrfs pools",
+		Version:     cfg.Version,
+		Profiling:   "false",
+		Links: []web.LandingLinks{
+			{Address: cfg.TelemetryPath, Text: "Metrics", Description: "what Prometheus scrapes"},
+			{Address: "/-/healthy", Text: "Healthy", Description: "whether the daemon runs"},
+			{Address: "/-/ready", Text: "Ready", Description: "whether it can be scraped"},
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make the status page: %w", err)
+	}
+
+	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", landing)
+	mux.Handle("GET "+cfg.TelemetryPath, metrics)
+	mux.Handle("GET /-/healthy", healthy())
+	mux.Handle("GET /-/ready", ready(cfg.Ready))
+	mux.Handle("POST /-/reload", localOnly(reload(cfg.Reload)))
+
+	// A page of another site that a browser shows must not post here.
+	protection := http.NewCrossOriginProtection()
+	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "Requests from the pages of other sites are refused.", http.StatusForbidden)
+	}))
+	return protection.Handler(mux), nil
+}
+
+// Limits of a connection. The write timeout covers the slowest scrape that a
+// configuration allows, so that a client which never reads its answer cannot
+// keep its place among MaxRequests for good.
+const (
+	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 30 * time.Second
+	writeTimeout      = 6 * time.Minute
+	idleTimeout       = 6 * time.Minute // Prometheus keeps its connections for 5
+	maxHeaderBytes    = 64 << 10
+)
+
+// NewServer returns a server with bounds on what a client can make it hold.
+func NewServer(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+	}
+}
