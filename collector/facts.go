@@ -3,6 +3,7 @@ package collector
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -39,9 +40,14 @@ type Source interface {
 // time.
 type PoolReader interface {
 	// Read may block as long as a disk hangs. Facts and an error together mean
-	// that some facts are unknown.
+	// that some facts are unknown. The error is ErrGone for a pool that there
+	// no longer is.
 	Read(m *btrfs.Mount) (*Facts, error)
 }
+
+// ErrGone is returned for a pool that was unmounted since it was found. A
+// scrape says nothing of it, as if it had been unmounted a moment earlier.
+var ErrGone = errors.New("the pool is gone")
 
 // NewKernelSource returns the pools mounted on this machine.
 func NewKernelSource(c *btrfs.Client) Source { return kernelSource{c} }
@@ -81,18 +87,23 @@ func newDerived(l *capacity.Layout) derived {
 	return d
 }
 
-// cachedReport keeps the report as long as nothing it depends on changes.
+// cachedReport keeps the report as long as nothing it depends on changes, and
+// beyond that what depends on the layout alone.
 type cachedReport struct {
-	pool   *btrfs.Pool
-	layout *capacity.Layout
-	report *capacity.Report
-	err    error
+	pool       *btrfs.Pool
+	layout     *capacity.Layout
+	calculator *capacity.Calculator
+	report     *capacity.Report
+	err        error
 }
 
 func (c *cachedReport) get(p *btrfs.Pool, l *capacity.Layout) (*capacity.Report, error) {
-	if c.layout != l || !sameAccounting(c.pool, p) {
-		*c = cachedReport{pool: p, layout: l}
-		c.report, c.err = capacity.Calculate(p, l)
+	if c.layout != l {
+		*c = cachedReport{layout: l, calculator: capacity.NewCalculator(l)}
+	}
+	if c.pool == nil || !sameAccounting(c.pool, p) {
+		c.pool = p
+		c.report, c.err = c.calculator.Report(p)
 	}
 	return c.report, c.err
 }
@@ -114,16 +125,9 @@ const maxLayoutAge = 5 * time.Minute
 
 // Read implements PoolReader.
 func (r *kernelReader) Read(m *btrfs.Mount) (*Facts, error) {
-	if len(m.Points) == 0 {
-		p, err := r.client.ReadSysfsPool(m.UUID)
-		if p == nil {
-			return nil, err
-		}
-		return &Facts{Pool: p}, err
-	}
 	f, mountpoint, err := r.client.Open(m)
 	if err != nil {
-		return nil, err
+		return r.readUnreachable(m, err)
 	}
 	defer f.Close() //nolint:errcheck // it was only read
 	p, err := r.client.ReadPool(f, m, mountpoint)
@@ -141,11 +145,36 @@ func (r *kernelReader) Read(m *btrfs.Mount) (*Facts, error) {
 	return facts, errors.Join(err, reportErr)
 }
 
+// readUnreachable reads what sysfs tells of a pool that could not be opened.
+// That is no fault where the pool is mounted out of reach: in another mount
+// namespace, or beneath another mount.
+func (r *kernelReader) readUnreachable(m *btrfs.Mount, openErr error) (*Facts, error) {
+	unmounted := errors.Is(openErr, btrfs.ErrUnmounted)
+	if m.UUID.IsZero() {
+		if unmounted {
+			return nil, ErrGone
+		}
+		return nil, openErr
+	}
+	p, err := r.client.ReadSysfsPool(m.UUID)
+	if p == nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, ErrGone
+		}
+		return nil, errors.Join(openErr, err)
+	}
+	p.ReadOnly = m.ReadOnly
+	if !unmounted {
+		err = errors.Join(openErr, err)
+	}
+	return &Facts{Pool: p}, err
+}
+
 // updateLayout walks the chunk tree if it changed. Without the privilege, or
 // when the walk fails, the layout is an estimate from the devices alone.
 func (r *kernelReader) updateLayout(f *btrfs.Filesystem, p *btrfs.Pool) error {
 	if r.derived.layout != nil && r.derived.layout.Exact && r.sameDevices(p) && time.Since(r.walked) < maxLayoutAge {
-		changed, err := f.ChunkTreeChanged(r.tree)
+		changed, err := f.ChunkTreeChanged(&r.tree)
 		if err == nil && !changed {
 			return nil
 		}

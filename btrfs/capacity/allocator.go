@@ -1,8 +1,6 @@
 package capacity
 
 import (
-	"math"
-
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 )
 
@@ -61,7 +59,8 @@ type allocator struct {
 
 // simulatedDevice is one device that chunks can be made on.
 type simulatedDevice struct {
-	index     int    // in the layout
+	index     int // in the layout
+	size      uint64
 	available uint64 // size less device extents
 	holes     []Hole // in order of Start
 	// first is, for each block group type, the first hole that is not known
@@ -98,7 +97,7 @@ func (f filled) data() uint64 { return f.bytes - min(f.bytes, f.superblocks) }
 // A pool of any size therefore costs some microseconds.
 func (a *allocator) fill(r request, limit uint64) filled {
 	var total filled
-	a.window.reset(len(a.devices))
+	a.window.reset(a.devices)
 	for total.bytes < limit {
 		picked, stripe, ok := a.choose(&r)
 		if !ok {
@@ -109,10 +108,11 @@ func (a *allocator) fill(r request, limit uint64) filled {
 		total.superblocks += chunk.superblocks
 		total.chunks++
 		a.window.note(picked, stripe, chunk, r.wanted())
-		if rounds := a.leap(&r, limit-min(limit, total.bytes)); rounds > 0 {
-			total.bytes += rounds * a.window.bytes
-			total.chunks += rounds * a.window.chunks
-			a.window.reset(len(a.devices))
+		rounds := a.leap(&r, limit-min(limit, total.bytes))
+		total.bytes += rounds * a.window.bytes
+		total.chunks += rounds * a.window.chunks
+		if rounds > 0 || a.window.done() {
+			a.window.reset(a.devices)
 		}
 	}
 	return total
@@ -243,35 +243,34 @@ func indexOf(seen []uint64, v uint64) bool {
 // window is a run of chunks, looked at for whether it can be repeated.
 type window struct {
 	taken   []uint64 // number of times each device took part
+	before  []uint64 // available space of each device before the window
 	chunks  uint64
 	bytes   uint64
 	stripe  uint64
-	lowest  uint64 // least available space of a device when it was picked
 	uniform bool
 }
 
-func (w *window) reset(devices int) {
-	if len(w.taken) != devices {
-		w.taken = make([]uint64, devices)
+// reset starts a window that the devices enter as they are now.
+func (w *window) reset(devices []simulatedDevice) {
+	if len(w.taken) != len(devices) {
+		w.taken, w.before = make([]uint64, len(devices)), make([]uint64, len(devices))
 	}
 	clear(w.taken)
-	*w = window{taken: w.taken, lowest: math.MaxUint64, uniform: true}
+	for i := range devices {
+		w.before[i] = devices[i].available
+	}
+	*w = window{taken: w.taken, before: w.before, uniform: true}
 }
 
 // note adds a chunk. A window stays uniform as long as all its stripes are
 // equally long, come out of holes that offered all that was wanted, and no
 // superblock copy is met.
 func (w *window) note(picked []candidate, stripe uint64, chunk filled, wanted uint64) {
-	const limit = 4 // rounds after which a window that never evened out is given up
-	if !w.uniform || w.chunks > uint64(limit*len(w.taken)) {
-		w.reset(len(w.taken))
-	}
 	if w.chunks > 0 && w.stripe != stripe || chunk.superblocks > 0 {
 		w.uniform = false
 	}
 	for _, c := range picked {
 		w.taken[c.device]++
-		w.lowest = min(w.lowest, c.available)
 		if c.maxAvailable < wanted {
 			w.uniform = false
 		}
@@ -281,59 +280,62 @@ func (w *window) note(picked []candidate, stripe uint64, chunk filled, wanted ui
 	w.bytes += chunk.bytes
 }
 
+// done tells whether the window cannot come to be repeatable any more: it
+// never will, or more chunks than a few rounds of the devices showed no
+// pattern.
+func (w *window) done() bool { return !w.uniform || w.chunks > uint64(4*len(w.taken)) }
+
 // leap repeats the window as often as the allocator surely would, and returns
 // how often that was.
 //
-// Where every device of the window gave the same number of stripes, the
-// devices stand to each other as they did before it, so the allocator does the
-// same again - as long as each still has its hole of the wanted size, no
-// superblock copy comes in the way, and none of them falls to where a device
-// outside of the window would be preferred.
+// Devices that took part equally often stand to each other as they did before
+// the window. Where all others were above or below them from its beginning to
+// its end and still are after a repetition, the allocator does the same again
+// - as long as each device that takes part still has its hole of the wanted
+// size, and no superblock copy comes in the way.
 func (a *allocator) leap(r *request, limit uint64) uint64 {
 	w := &a.window
 	if !w.uniform {
 		return 0
 	}
-	var times uint64
-	for _, n := range w.taken {
-		if n == 0 {
-			continue
-		}
-		if times != 0 && times != n {
-			return 0
-		}
-		times = n
-	}
-	round := times * w.stripe * uint64(r.profile.DevStripes)
 	rounds := limit / w.bytes
 	wanted := r.wanted()
+	unit := w.stripe * uint64(r.profile.DevStripes)
 	for i := range a.devices {
 		d := &a.devices[i]
 		hole, ok := d.find(r.blockGroupType, wanted)
-		full := ok && d.holes[hole].Length >= wanted
-		if w.taken[i] == 0 {
-			if !full {
-				continue
-			}
-			if d.available >= w.lowest {
+		if !ok || d.holes[hole].Length < wanted {
+			if w.taken[i] > 0 {
 				return 0
 			}
-			rounds = min(rounds, (w.lowest-d.available-1)/round)
-			continue
+			continue // too small to be preferred to those that take part
 		}
-		if !full {
-			return 0
-		}
-		h := d.holes[hole]
-		rounds = min(rounds, (h.Length-wanted)/round)
-		for _, super := range superblockOffsets {
-			if super >= h.Start {
-				rounds = min(rounds, (super-h.Start)/round)
+		if w.taken[i] > 0 {
+			round := w.taken[i] * unit
+			h := d.holes[hole]
+			rounds = min(rounds, (h.Length-wanted)/round)
+			for _, super := range superblockOffsets {
+				if super >= h.Start {
+					rounds = min(rounds, (super-h.Start)/round)
+				}
 			}
 		}
-	}
-	if rounds == 0 {
-		return 0
+		for j := range a.devices {
+			if w.taken[j] >= w.taken[i] {
+				continue
+			}
+			// i loses ground to j: it has to stay above it, or be below it.
+			if w.before[i] < a.devices[j].available {
+				continue
+			}
+			if d.available <= w.before[j] {
+				return 0
+			}
+			rounds = min(rounds, (d.available-w.before[j]-1)/((w.taken[i]-w.taken[j])*unit))
+		}
+		if rounds == 0 {
+			return 0
+		}
 	}
 	for i := range a.devices {
 		if w.taken[i] == 0 {
@@ -341,7 +343,7 @@ func (a *allocator) leap(r *request, limit uint64) uint64 {
 		}
 		d := &a.devices[i]
 		hole, _ := d.find(r.blockGroupType, wanted)
-		d.use(hole, rounds*round)
+		d.use(hole, rounds*w.taken[i]*unit)
 	}
 	return rounds
 }

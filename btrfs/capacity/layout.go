@@ -22,6 +22,10 @@ type Layout struct {
 	Allocations []Allocation
 
 	sets []chunkSet
+	// chunks are in the order in which a balance takes them: the highest
+	// logical address first. None if there are more than maxRelocated.
+	chunks  []placedChunk
+	stripes []placedStripe
 }
 
 // LayoutDevice is one member of a Layout.
@@ -75,6 +79,7 @@ type Builder struct {
 	sets    map[string]int
 	key     []byte
 	stripes []int16
+	chunks  int
 }
 
 // NewBuilder starts a layout of the given devices.
@@ -105,6 +110,7 @@ func layoutDevices(devices []btrfs.Device) []LayoutDevice {
 func (b *Builder) Add(c *btrfs.Chunk) error {
 	stripe := c.StripeLength()
 	b.stripes = b.stripes[:0]
+	b.place(c, stripe)
 	for _, s := range c.Stripes {
 		i, known := b.byID[s.DevID]
 		if !known {
@@ -139,11 +145,32 @@ func (b *Builder) Add(c *btrfs.Chunk) error {
 	return nil
 }
 
+// place notes where the chunk lies, as long as there are not too many.
+func (b *Builder) place(c *btrfs.Chunk, stripe uint64) {
+	l := &b.layout
+	if b.chunks++; b.chunks > maxRelocated {
+		l.chunks, l.stripes = nil, nil
+		return
+	}
+	l.chunks = append(l.chunks, placedChunk{
+		blockGroupType: c.Type, logical: c.Logical, length: c.Length, stripe: stripe,
+		first: len(l.stripes), stripes: len(c.Stripes),
+	})
+	for _, s := range c.Stripes {
+		i, known := b.byID[s.DevID]
+		if !known {
+			i = -1
+		}
+		l.stripes = append(l.stripes, placedStripe{device: i, start: s.Offset})
+	}
+}
+
 // Layout returns the layout of the chunks added. The builder is of no use
 // after it.
 func (b *Builder) Layout() (*Layout, error) {
 	l := &b.layout
 	l.Exact = true
+	slices.SortFunc(l.chunks, func(a, b placedChunk) int { return cmp.Compare(b.logical, a.logical) })
 	for i := range l.Devices {
 		d := &l.Devices[i]
 		if err := d.findHoles(b.extents[i]); err != nil {
@@ -230,7 +257,7 @@ func (l *Layout) newAllocator(empty bool) *allocator {
 			continue
 		}
 		a.writeable += d.Size
-		s := simulatedDevice{index: i}
+		s := simulatedDevice{index: i, size: d.Size}
 		if empty {
 			s.available = d.Size
 			if d.Size > reservedStart {

@@ -24,7 +24,8 @@ type Report struct {
 	// Usable is the file data that the devices hold when laid out from empty,
 	// beside the metadata there is now.
 	Usable uint64
-	// FreeAfterBalance is what of Usable is not used yet.
+	// FreeAfterBalance is the file data that can still be written after a full
+	// balance.
 	FreeAfterBalance uint64
 	// MetadataFree is the metadata that can still be written, were all that
 	// is unallocated given to metadata, less the global reserve.
@@ -43,6 +44,59 @@ type Report struct {
 // Calculate works out the report of a pool. The layout must be of the same
 // pool. It fails where the accounting of data is unknown.
 func Calculate(p *btrfs.Pool, l *Layout) (*Report, error) {
+	return NewCalculator(l).Report(p)
+}
+
+// Calculator works out the reports of one pool as long as its layout stays the
+// same. It keeps what does not change with every byte written. It is used by
+// one goroutine at a time.
+type Calculator struct {
+	layout *Layout
+
+	fills    memo[request, fillResult]
+	usables  memo[usableKey, fillResult]
+	balances memo[balanceKey, uint64]
+}
+
+// NewCalculator returns a Calculator of a layout.
+func NewCalculator(l *Layout) *Calculator { return &Calculator{layout: l} }
+
+// memo keeps the last results of a pure function. Pools alternate between few
+// keys, so few are kept.
+type memo[K comparable, V any] struct{ results map[K]V }
+
+func (m *memo[K, V]) get(key K, work func() V) V {
+	if v, ok := m.results[key]; ok {
+		return v
+	}
+	const most = 8
+	if m.results == nil || len(m.results) >= most {
+		m.results = make(map[K]V, most)
+	}
+	v := work()
+	m.results[key] = v
+	return v
+}
+
+// fillResult is what filling all devices with one kind of chunk gives.
+type fillResult struct {
+	data   uint64
+	unused []uint64 // of each device of the layout
+}
+
+type usableKey struct {
+	data, metadata, system request
+	metadataUsed           uint64
+}
+
+type balanceKey struct {
+	data, metadata, system request
+	dataUsed, metadataRoom uint64
+}
+
+// Report works out the report of the pool.
+func (c *Calculator) Report(p *btrfs.Pool) (*Report, error) {
+	l := c.layout
 	s, err := newState(p, l)
 	if err != nil {
 		return nil, err
@@ -53,19 +107,43 @@ func Calculate(p *btrfs.Pool, l *Layout) (*Report, error) {
 		MetadataProfile: s.metadata.profile,
 		SystemProfile:   s.system.profile,
 	}
-	a := l.allocator()
-	r.Free = s.data.slack() + a.fill(s.data.request(), math.MaxUint64).data()
-	r.Stranded = a.unused(len(l.Devices))
-	r.MetadataFree = s.metadataFree()
-	r.FreeExpected = s.freeExpected(r.Free)
+	data := c.fill(s.data.request())
+	r.Free = s.data.slack() + data.data
+	r.Stranded = data.unused
+	r.MetadataFree = s.metadataFree(c)
+	r.FreeExpected = min(s.freeExpected(), r.Free)
 
-	empty, mismatch := s.usable()
-	r.Usable = max(empty, s.data.used)
-	r.FreeAfterBalance = r.Usable - s.data.used
+	// The layout from empty and that after a balance change with what is
+	// used only by whole chunks: a coarse figure is as good.
+	const grain = 16 * mib
+	s.data.used = roundUp(s.data.used, grain)
+	s.metadata.used = roundUp(s.metadata.used, grain)
+	usable := c.usables.get(usableKey{s.data.request(), s.metadata.request(), s.system.request(), s.metadata.used}, s.usable)
+	balanced := c.balances.get(balanceKey{
+		s.data.request(), s.metadata.request(), s.system.request(), s.data.used, s.room(&s.metadata),
+	}, s.balanced)
+	used := dataUsed(p)
+	r.Usable = max(usable.data, used)
+	r.FreeAfterBalance = max(balanced, used) - used
 	stranded := sum(r.Stranded)
-	r.StrandedMismatch = min(sum(mismatch), stranded)
+	r.StrandedMismatch = min(sum(usable.unused), stranded)
 	r.StrandedImbalance = stranded - r.StrandedMismatch
 	return r, nil
+}
+
+func dataUsed(p *btrfs.Pool) uint64 {
+	if mixed := p.Space(btrfs.Mixed); mixed != nil {
+		return mixed.Used
+	}
+	return p.Space(btrfs.Data).Used
+}
+
+func (c *Calculator) fill(r request) fillResult {
+	return c.fills.get(r, func() fillResult {
+		a := c.layout.allocator()
+		made := a.fill(r, math.MaxUint64)
+		return fillResult{made.data(), a.unused(len(c.layout.Devices))}
+	})
 }
 
 func sum(values []uint64) uint64 {
@@ -84,7 +162,6 @@ type space struct {
 	total          uint64 // of the block groups that the next write can use
 	usedThere      uint64 // in those
 	used           uint64 // in all
-	allTotal       uint64
 	readOnly       uint64
 }
 
@@ -93,19 +170,24 @@ func (s *space) slack() uint64 {
 	return s.total - min(s.total, s.usedThere+s.readOnly)
 }
 
-func (s *space) request() request { return newRequest(s.blockGroupType, s.profile, s.chunkSize) }
+func (s *space) request() request {
+	if s.profile == 0 {
+		return request{} // the pool has no such block groups
+	}
+	return newRequest(s.blockGroupType, s.profile, s.chunkSize)
+}
 
 // state is a pool as the simulations see it.
 type state struct {
 	layout                 *Layout
 	data, metadata, system space
 	mixed                  bool
-	reserve                uint64 // global reserve
-	nodeSize               uint64
+	reserve                uint64  // global reserve
+	ratio                  float64 // metadata for each byte of data
 }
 
 func newState(p *btrfs.Pool, l *Layout) (*state, error) {
-	s := &state{layout: l, reserve: p.GlobalReserve.Size.Value, nodeSize: p.NodeSize.Value}
+	s := &state{layout: l, reserve: p.GlobalReserve.Size.Value}
 	data, metadata, system := p.Space(btrfs.Data), p.Space(btrfs.Metadata), p.Space(btrfs.System)
 	if mixed := p.Space(btrfs.Mixed); mixed != nil {
 		data, metadata, s.mixed = mixed, nil, true
@@ -131,6 +213,7 @@ func newState(p *btrfs.Pool, l *Layout) (*state, error) {
 	if system != nil {
 		s.system = newSpace(system, p.ConvertSystem, devices, 32*mib)
 	}
+	s.ratio = metadataRatio(p, &s.data, &s.metadata)
 	return s, nil
 }
 
@@ -141,7 +224,6 @@ func newSpace(from *btrfs.Space, target btrfs.Opt[btrfs.Profile], devices int, d
 		blockGroupType: from.Type,
 		chunkSize:      defaultChunkSize,
 		used:           from.Used,
-		allTotal:       from.Total,
 		readOnly:       from.ReadOnly,
 	}
 	if from.ChunkSize.Known {
@@ -182,38 +264,35 @@ func nextProfile(existing []btrfs.ProfileSpace, devices int) btrfs.Profile {
 }
 
 // metadataFree is the room for metadata in existing and possible chunks.
-func (s *state) metadataFree() uint64 {
+func (s *state) metadataFree(c *Calculator) uint64 {
+	room := &s.metadata
 	if s.mixed {
-		free := s.data.slack() + s.layout.allocator().fill(s.data.request(), math.MaxUint64).data()
-		return free - min(free, s.reserve)
+		room = &s.data
 	}
-	if s.metadata.profile == 0 {
+	if room.profile == 0 {
 		return 0
 	}
-	free := s.metadata.slack() + s.layout.allocator().fill(s.metadata.request(), math.MaxUint64).data()
+	free := room.slack() + c.fill(room.request()).data
 	return free - min(free, s.reserve)
 }
 
 // usable lays the pool out from empty: the system chunk, metadata chunks for
 // the metadata there is, and data in all the rest. It returns the bytes of
 // data and what stays unused of each device.
-func (s *state) usable() (uint64, []uint64) {
+func (s *state) usable() fillResult {
 	a := s.layout.emptyAllocator()
 	if s.system.profile != 0 {
 		a.fill(s.system.request(), 1)
 	}
 	if s.metadata.profile != 0 {
-		a.fill(s.metadata.request(), metadataSize(s.metadata.used))
+		for size := uint64(0); size == 0 || s.metadata.used >= metadataDue(size); {
+			made := a.fill(s.metadata.request(), 1)
+			if made.chunks == 0 {
+				break
+			}
+			size += made.data()
+		}
 	}
-	data := a.fill(s.data.request(), math.MaxUint64).data()
-	return data, a.unused(len(s.layout.Devices))
-}
-
-// metadataSize returns how large the block groups of the given metadata are at
-// least: the kernel makes another chunk before they are 80 % full
-// (should_alloc_chunk in fs/btrfs/block-group.c).
-func metadataSize(used uint64) uint64 { return (used+2*mib)/80*100 + 1 }
-
-func (s *state) freeExpected(free uint64) uint64 {
-	return free // replaced below
+	made := a.fill(s.data.request(), math.MaxUint64)
+	return fillResult{made.data(), a.unused(len(s.layout.Devices))}
 }
