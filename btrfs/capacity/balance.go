@@ -17,6 +17,7 @@ const maxRelocated = 4096
 // chunks have them in their layout.
 type placedChunk struct {
 	blockGroupType btrfs.BlockGroupType
+	profile        btrfs.Profile
 	logical        uint64
 	length         uint64
 	stripe         uint64 // bytes on each device
@@ -37,6 +38,10 @@ type placedStripe struct {
 // the free parts of the other block groups of its type, and to a new chunk
 // when those do not suffice; then its place is free. The order matters: the
 // devices that are fullest before the balance are avoided at its start.
+//
+// What cannot be foretold is the kernel's separation of small, medium and
+// large extents (btrfs_block_group_size_class): it may make a new chunk where
+// the free parts of the others would have done.
 func (s *state) balanced() uint64 {
 	if len(s.layout.chunks) == 0 {
 		return s.usable().data
@@ -45,22 +50,35 @@ func (s *state) balanced() uint64 {
 	for i := range s.layout.chunks {
 		m.relocate(&s.layout.chunks[i])
 	}
-	return m.total[s.data.blockGroupType] + m.allocator.fill(s.data.request(), math.MaxUint64).data()
+	m.release()
+	return m.types[s.data.blockGroupType].total + m.allocator.fill(s.data.request(), math.MaxUint64).data()
 }
 
 // mover relocates chunks.
 type mover struct {
 	state     *state
 	allocator *allocator
-	total     [btrfs.Mixed + 1]uint64 // size of the block groups of each type
-	byDevice  []*simulatedDevice      // in the order of Layout.Devices
+	byDevice  []*simulatedDevice // in the order of Layout.Devices
+	types     [btrfs.Mixed + 1]moverSpace
+	// emptied is the chunk relocated last. The search for free space looks at
+	// the last committed transaction, so its place is free only after the
+	// next commit.
+	emptied *placedChunk
 }
+
+// moverSpace is what is in the block groups that new extents can go to.
+type moverSpace struct{ total, used uint64 }
 
 func newMover(s *state, a *allocator) *mover {
 	m := &mover{state: s, allocator: a, byDevice: make([]*simulatedDevice, len(s.layout.Devices))}
 	for i := range s.layout.chunks {
 		c := &s.layout.chunks[i]
-		m.total[c.blockGroupType] += c.length
+		if sp := s.space(c.blockGroupType); sp != nil && sp.takes(c.profile) {
+			m.types[c.blockGroupType].total += c.length
+		}
+	}
+	for _, sp := range s.spaces() {
+		m.types[sp.blockGroupType].used = s.room(sp)
 	}
 	for i := range a.devices {
 		m.byDevice[a.devices[i].index] = &a.devices[i]
@@ -75,40 +93,85 @@ func (m *mover) relocate(c *placedChunk) bool {
 	if sp == nil {
 		return false
 	}
-	total := &m.total[c.blockGroupType]
-	*total -= min(*total, c.length)
-	for *total == 0 || *total < m.state.room(sp) {
+	t := &m.types[c.blockGroupType]
+	before := *t
+	if c.blockGroupType == btrfs.Data || c.blockGroupType == btrfs.Mixed {
+		// Copying data takes several transactions, so what was emptied before
+		// is free when the first new chunk is needed.
+		m.release()
+	}
+	if sp.takes(c.profile) {
+		t.total -= min(t.total, c.length)
+	} else {
+		t.used += sp.share(c)
+	}
+	for t.total == 0 || t.total < t.used {
 		made := m.allocator.fill(sp.request(), 1)
+		if made.chunks == 0 && m.emptied != nil {
+			m.release()
+			continue
+		}
 		if made.chunks == 0 {
-			*total += c.length // it stays where it is
+			*t = before // it stays where it is
 			return false
 		}
-		*total += made.data()
+		t.total += made.data()
 	}
-	for _, stripe := range m.state.layout.stripes[c.first : c.first+c.stripes] {
+	m.release()
+	m.emptied = c
+	return true
+}
+
+// release frees the place of the chunk relocated last.
+func (m *mover) release() {
+	if m.emptied == nil {
+		return
+	}
+	for _, stripe := range m.state.layout.stripes[m.emptied.first : m.emptied.first+m.emptied.stripes] {
 		if stripe.device >= 0 && m.byDevice[stripe.device] != nil {
-			m.byDevice[stripe.device].release(stripe.start, c.stripe)
+			m.byDevice[stripe.device].release(stripe.start, m.emptied.stripe)
 		}
 	}
-	return true
+	m.emptied = nil
+}
+
+// spaces returns the accounting of the types there are.
+func (s *state) spaces() []*space {
+	all := []*space{&s.data, &s.metadata, &s.system}
+	return slices.DeleteFunc(all, func(sp *space) bool { return sp.profile == 0 })
 }
 
 // space returns the accounting of a type; nil if the pool has none of it.
 func (s *state) space(t btrfs.BlockGroupType) *space {
-	for _, sp := range []*space{&s.data, &s.metadata, &s.system} {
-		if sp.profile != 0 && sp.blockGroupType == t {
+	for _, sp := range s.spaces() {
+		if sp.blockGroupType == t {
 			return sp
 		}
 	}
 	return nil
 }
 
-// room is what the block groups of a type hold at least.
+// room is what the block groups of a type hold at least, beside those of
+// profiles that new extents do not go to.
 func (s *state) room(sp *space) uint64 {
 	if sp.blockGroupType == btrfs.Metadata {
-		return sp.used + s.reserve
+		return sp.usedThere + s.reserve
 	}
-	return sp.used
+	return sp.usedThere
+}
+
+// takes tells whether new extents go to block groups of a profile.
+func (s *space) takes(p btrfs.Profile) bool { return s.profile == btrfs.Single || s.profile == p }
+
+// share is what a chunk of another profile holds, if all of that profile are
+// equally full.
+func (s *space) share(c *placedChunk) uint64 {
+	for _, p := range s.profiles {
+		if p.Profile == c.profile && p.Total > 0 {
+			return uint64(float64(p.Used) * float64(c.length) / float64(p.Total))
+		}
+	}
+	return 0
 }
 
 // release gives a piece of the device back. What lies beyond the end of a

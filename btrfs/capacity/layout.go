@@ -153,7 +153,7 @@ func (b *Builder) place(c *btrfs.Chunk, stripe uint64) {
 		return
 	}
 	l.chunks = append(l.chunks, placedChunk{
-		blockGroupType: c.Type, logical: c.Logical, length: c.Length, stripe: stripe,
+		blockGroupType: c.Type, profile: c.Profile, logical: c.Logical, length: c.Length, stripe: stripe,
 		first: len(l.stripes), stripes: len(c.Stripes),
 	})
 	for _, s := range c.Stripes {

@@ -116,11 +116,13 @@ func (c *Calculator) Report(p *btrfs.Pool) (*Report, error) {
 	// The layout from empty and that after a balance change with what is
 	// used only by whole chunks: a coarse figure is as good.
 	const grain = 16 * mib
-	s.data.used = roundUp(s.data.used, grain)
-	s.metadata.used = roundUp(s.metadata.used, grain)
+	s.reserve = roundUp(s.reserve, grain)
+	for _, sp := range s.spaces() {
+		sp.used, sp.usedThere = roundUp(sp.used, grain), roundUp(sp.usedThere, grain)
+	}
 	usable := c.usables.get(usableKey{s.data.request(), s.metadata.request(), s.system.request(), s.metadata.used}, s.usable)
 	balanced := c.balances.get(balanceKey{
-		s.data.request(), s.metadata.request(), s.system.request(), s.data.used, s.room(&s.metadata),
+		s.data.request(), s.metadata.request(), s.system.request(), s.data.usedThere, s.room(&s.metadata),
 	}, s.balanced)
 	used := dataUsed(p)
 	r.Usable = max(usable.data, used)
@@ -162,6 +164,7 @@ type space struct {
 	total          uint64 // of the block groups that the next write can use
 	usedThere      uint64 // in those
 	used           uint64 // in all
+	profiles       []btrfs.ProfileSpace
 	readOnly       uint64
 }
 
@@ -224,6 +227,7 @@ func newSpace(from *btrfs.Space, target btrfs.Opt[btrfs.Profile], devices int, d
 		blockGroupType: from.Type,
 		chunkSize:      defaultChunkSize,
 		used:           from.Used,
+		profiles:       from.Profiles,
 		readOnly:       from.ReadOnly,
 	}
 	if from.ChunkSize.Known {

@@ -212,7 +212,7 @@ func (w *whatIf) move(id, from uint64) error {
 	}
 	a := w.layout.allocator()
 	m := newMover(s, a)
-	before := m.total
+	before := m.types
 	kept := w.layout.chunks[:0:0]
 	for i := range w.layout.chunks {
 		c := &w.layout.chunks[i]
@@ -224,6 +224,7 @@ func (w *whatIf) move(id, from uint64) error {
 			return fmt.Errorf("%s chunk %d has nowhere to go: %w", c.blockGroupType, c.logical, ErrDoesNotFit)
 		}
 	}
+	m.release()
 	if len(kept) == len(w.layout.chunks) {
 		return nil
 	}
@@ -234,7 +235,7 @@ func (w *whatIf) move(id, from uint64) error {
 	}
 	for i := range w.pool.Spaces {
 		sp := &w.pool.Spaces[i]
-		w.retotal(sp, sp.Total-before[sp.Type]+m.total[sp.Type])
+		w.retotal(sp, sp.Total+m.types[sp.Type].total-before[sp.Type].total)
 	}
 	// Which chunks there are now is not followed up.
 	w.layout.chunks, w.layout.stripes, w.layout.sets, w.layout.Allocations = nil, nil, nil, nil
