@@ -173,12 +173,19 @@ func (p *Profile) UnmarshalText(text []byte) error {
 
 // ParseProfile returns the profile that mkfs.btrfs and sysfs call name.
 func ParseProfile(name string) (Profile, error) {
-	for _, p := range Profiles() {
-		if p.String() == name {
-			return p, nil
-		}
+	if p, ok := profileNamed(name); ok {
+		return p, nil
 	}
 	return 0, fmt.Errorf("unknown profile %q (want single, dup, raid0, raid1, raid1c3, raid1c4, raid10, raid5 or raid6)", name)
+}
+
+func profileNamed(name string) (Profile, bool) {
+	for p := Single; p <= RAID6; p++ {
+		if profileTable[p].Name == name {
+			return p, true
+		}
+	}
+	return 0, false
 }
 
 func profileOfFlags(flags uint64) (Profile, error) {

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -27,8 +29,9 @@ func DefaultPaths() Paths { return Paths{Proc: "/proc", Sys: "/sys", Root: "/"} 
 type Client struct {
 	paths Paths
 
-	mu    sync.Mutex
-	disks map[diskKey]disk // what never changes while a device has its name
+	mu     sync.Mutex
+	disks  map[diskKey]disk // what never changes while a device has its name
+	owners map[string]UUID  // where each device was found last, see resolveUUID
 }
 
 type diskKey struct {
@@ -40,7 +43,7 @@ type disk struct{ name, model, serial string }
 
 // NewClient returns a Client.
 func NewClient(paths Paths) *Client {
-	return &Client{paths: paths, disks: make(map[diskKey]disk)}
+	return &Client{paths: paths, disks: make(map[diskKey]disk), owners: make(map[string]UUID)}
 }
 
 // Mounts returns the btrfs filesystems of the machine, in order of UUID: those
@@ -53,7 +56,7 @@ func (c *Client) Mounts() ([]Mount, error) {
 	if c.paths.Root != "/" {
 		process = "1"
 	}
-	mountinfo, err := os.ReadFile(filepath.Join(c.paths.Proc, process, "mountinfo"))
+	mountinfo, err := readFile(filepath.Join(c.paths.Proc, process, "mountinfo"))
 	if err != nil {
 		return nil, fmt.Errorf("find the mounted filesystems: %w", err)
 	}
@@ -74,13 +77,14 @@ func (c *Client) Mounts() ([]Mount, error) {
 }
 
 func (c *Client) sysfsUUIDs() []UUID {
-	entries, err := os.ReadDir(filepath.Join(c.paths.Sys, "fs/btrfs"))
+	dir, err := openSysfsDir(c.paths.Sys + "/fs/btrfs")
 	if err != nil {
 		return nil
 	}
+	defer dir.close()
 	var uuids []UUID
-	for _, e := range entries {
-		if u, err := ParseUUID(e.Name()); err == nil {
+	for _, name := range dir.list(".") {
+		if u, err := ParseUUID(name); err == nil {
 			uuids = append(uuids, u)
 		}
 	}
@@ -94,9 +98,20 @@ func (c *Client) resolveUUID(m *Mount, uuids []UUID) UUID {
 	if name == "" {
 		return UUID{}
 	}
-	for _, u := range uuids {
+	has := func(u UUID) bool {
 		var st unix.Stat_t
-		if unix.Lstat(c.paths.Sys+"/fs/btrfs/"+u.String()+"/devices/"+name, &st) == nil {
+		return unix.Lstat(c.paths.Sys+"/fs/btrfs/"+u.String()+"/devices/"+name, &st) == nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// It most likely is where it was.
+	if u, known := c.owners[name]; known && has(u) {
+		return u
+	}
+	delete(c.owners, name)
+	for _, u := range uuids {
+		if has(u) {
+			c.owners[name] = u
 			return u
 		}
 	}
@@ -110,11 +125,13 @@ func (c *Client) kernelName(node string) string {
 	if !strings.HasPrefix(node, "/") || unix.Stat(c.hostPath(node), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return ""
 	}
-	link, err := os.Readlink(fmt.Sprintf("%s/dev/block/%d:%d", c.paths.Sys, unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))))
+	var link [unix.PathMax]byte
+	number := strconv.FormatUint(uint64(unix.Major(st.Rdev)), 10) + ":" + strconv.FormatUint(uint64(unix.Minor(st.Rdev)), 10)
+	n, err := unix.Readlink(c.paths.Sys+"/dev/block/"+number, link[:])
 	if err != nil {
 		return ""
 	}
-	return filepath.Base(link)
+	return string(link[bytes.LastIndexByte(link[:n], '/')+1 : n])
 }
 
 func (c *Client) hostPath(path string) string {
@@ -125,30 +142,32 @@ func (c *Client) hostPath(path string) string {
 }
 
 // ErrUnmounted is returned by Open when none of the mount points leads to the
-// filesystem any more.
-var ErrUnmounted = errors.New("no longer mounted here")
+// filesystem: it was unmounted since, or is hidden beneath other mounts.
+var ErrUnmounted = errors.New("not mounted here (any more)")
 
 // Open opens the filesystem at the first of its mount points that can be
 // opened and really is this filesystem, and returns that mount point. A mount
 // that is hidden beneath another one is passed over.
 func (c *Client) Open(m *Mount) (*Filesystem, string, error) {
-	var failed error
+	var hidden, failed error
 	for _, p := range m.Points {
 		f, err := OpenFilesystem(c.hostPath(p.Path))
-		if err != nil {
+		if err == nil {
+			if err = c.verify(f, m, &p); err == nil {
+				return f, p.Path, nil
+			}
+			err = errors.Join(err, f.Close())
+		}
+		if errors.Is(err, ErrUnmounted) || errors.Is(err, ErrNotBtrfs) || errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+			hidden = errors.Join(hidden, err)
+		} else {
 			failed = errors.Join(failed, err)
-			continue
 		}
-		if err := c.verify(f, m, &p); err != nil {
-			failed = errors.Join(failed, err, f.Close())
-			continue
-		}
-		return f, p.Path, nil
 	}
-	if failed == nil {
-		failed = ErrUnmounted
+	if failed != nil {
+		return nil, "", failed
 	}
-	return nil, "", failed
+	return nil, "", errors.Join(ErrUnmounted, hidden)
 }
 
 // verify makes sure that an open file is on the mount that the mount table
@@ -171,8 +190,8 @@ func (c *Client) verify(f *Filesystem, m *Mount, p *MountPoint) error {
 	return nil
 }
 
-// ReadPool reads the facts of an open filesystem, all but the chunks, at a
-// cost that does not grow with the number of block groups (unless a block
+// ReadPool reads the facts of an open filesystem, all but the features and the
+// chunks, at a cost that does not grow with the number of block groups (unless a block
 // group type has several profiles, whose use the kernel sums on request).
 //
 // A device or file that cannot be read leaves its facts unknown; the error
@@ -222,7 +241,8 @@ func (c *Client) ReadPool(f *Filesystem, m *Mount, mountpoint string) (*Pool, er
 }
 
 // ReadSysfsPool reads what sysfs tells of a filesystem that is mounted where
-// this process cannot reach it. The sizes of its devices stay unknown.
+// this process cannot reach it. The sizes of its devices stay unknown. The
+// error is fs.ErrNotExist where no such filesystem is mounted.
 func (c *Client) ReadSysfsPool(u UUID) (*Pool, error) {
 	dir, err := openSysfsDir(c.paths.Sys + "/fs/btrfs/" + u.String())
 	if err != nil {
@@ -231,6 +251,7 @@ func (c *Client) ReadSysfsPool(u UUID) (*Pool, error) {
 	defer dir.close()
 	p := &Pool{UUID: u}
 	c.readSysfs(dir, p)
+	p.Features = dir.features()
 	p.Checksum = dir.checksum()
 	p.NodeSize, p.SectorSize = dir.number("nodesize"), dir.number("sectorsize")
 	if mu := dir.uuid("metadata_uuid"); mu != u {
@@ -238,6 +259,12 @@ func (c *Client) ReadSysfsPool(u UUID) (*Pool, error) {
 	}
 	for i := range p.Devices {
 		p.Devices[i].Errors = dir.deviceErrors(p.Devices[i].ID)
+	}
+	// Nothing holds the mount. This link is the first thing to go at an unmount
+	// and comes after the devices at a mount (btrfs_sysfs_remove_mounted and
+	// btrfs_sysfs_add_mounted in fs/btrfs/sysfs.c).
+	if !dir.exists("bdi") {
+		return nil, fmt.Errorf("pool %s: %w", u, fs.ErrNotExist)
 	}
 	return p, wrapPool(p, dir.err)
 }
@@ -251,7 +278,6 @@ func wrapPool(p *Pool, err error) error {
 
 func (c *Client) readSysfs(dir *sysfsDir, p *Pool) {
 	p.Label = dir.text("label").Value
-	p.Features = slices.DeleteFunc(dir.list("features"), func(name string) bool { return dir.text("features/"+name).Value == "0" })
 	p.Spaces = dir.spaces()
 	p.GlobalReserve = dir.globalReserve()
 	p.Commits = dir.commits()
@@ -367,6 +393,13 @@ func (c *Client) Record(m *Mount) (*Pool, error) {
 	p, err := c.ReadPool(f, m, mountpoint)
 	if p == nil {
 		return nil, err
+	}
+	if dir, dirErr := openSysfsDir(c.paths.Sys + "/fs/btrfs/" + p.UUID.String()); dirErr != nil {
+		err = errors.Join(err, dirErr)
+	} else {
+		p.Features = dir.features()
+		err = errors.Join(err, wrapPool(p, dir.err))
+		dir.close()
 	}
 	var chunks []Chunk
 	_, walkErr := f.WalkChunks(func(chunk *Chunk) error {

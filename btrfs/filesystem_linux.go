@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,7 @@ type Filesystem struct {
 	fd     int
 	path   string
 	info   fsInfoArgs
-	search []byte
+	search *searchBuffer
 }
 
 // ErrNotBtrfs is returned by OpenFilesystem for a path on another filesystem.
@@ -47,6 +48,10 @@ func OpenFilesystem(path string) (*Filesystem, error) {
 
 // Close releases the mount.
 func (f *Filesystem) Close() error {
+	if f.search != nil {
+		searchBuffers.Put(f.search)
+		f.search = nil
+	}
 	if err := unix.Close(f.fd); err != nil {
 		return fmt.Errorf("close %s: %w", f.path, err)
 	}
@@ -177,6 +182,15 @@ func (f *Filesystem) convertTargets() (convertTargets, error) {
 // are slower.
 const searchBufferSize = 64 << 10
 
+type searchBuffer struct {
+	args   searchArgsV2
+	answer [searchBufferSize]byte
+}
+
+// searchBuffers are kept, because a scrape would else make most of its garbage
+// with them.
+var searchBuffers = sync.Pool{New: func() any { return new(searchBuffer) }}
+
 // treeRange selects items of a tree: those whose key (objectid, type, offset)
 // lies between the two, in leaves written in transaction minTransID or later.
 type treeRange struct {
@@ -184,7 +198,6 @@ type treeRange struct {
 	minObject, maxObject  uint64
 	minType, maxType      uint32
 	minOffset, minTransID uint64
-	maxItems              uint32
 }
 
 type treeItem struct {
@@ -198,9 +211,9 @@ type treeItem struct {
 // has to filter. Needs CAP_SYS_ADMIN.
 func (f *Filesystem) walkTree(r treeRange, fn func(*treeItem) error) error {
 	if f.search == nil {
-		f.search = make([]byte, sizeSearchArgsV2+searchBufferSize)
+		f.search = searchBuffers.Get().(*searchBuffer)
 	}
-	args := (*searchArgsV2)(unsafe.Pointer(unsafe.SliceData(f.search)))
+	args := &f.search.args
 	args.key = searchKey{
 		treeID:      r.tree,
 		minObjectID: r.minObject, maxObjectID: r.maxObject,
@@ -211,7 +224,7 @@ func (f *Filesystem) walkTree(r treeRange, fn func(*treeItem) error) error {
 	for {
 		args.key.items = math.MaxUint32
 		args.bufferSize = searchBufferSize
-		if err := f.ioctl(ioctlTreeSearchV2, unsafe.Pointer(args)); err != nil {
+		if err := f.ioctl(ioctlTreeSearchV2, unsafe.Pointer(f.search)); err != nil {
 			return fmt.Errorf("BTRFS_IOC_TREE_SEARCH_V2 of tree %d: %w", r.tree, err)
 		}
 		if args.key.items == 0 {
@@ -219,7 +232,7 @@ func (f *Filesystem) walkTree(r treeRange, fn func(*treeItem) error) error {
 		}
 		var (
 			item treeItem
-			rest = f.search[sizeSearchArgsV2:]
+			rest = f.search.answer[:]
 		)
 		for range args.key.items {
 			if len(rest) < searchHeaderSize {
@@ -285,6 +298,7 @@ func (f *Filesystem) WalkChunks(fn func(*Chunk) error) (ChunkTreeState, error) {
 	if err != nil {
 		return ChunkTreeState{}, fmt.Errorf("%s: walk the chunk tree: %w", f.path, err)
 	}
+	f.settle(&state)
 	return state, nil
 }
 
@@ -300,6 +314,16 @@ func (f *Filesystem) WalkChunks(fn func(*Chunk) error) (ChunkTreeState, error) {
 type ChunkTreeState struct {
 	transID uint64
 	hash    uint64
+	// settled: the transaction had ended when the tree was read, so that only
+	// a later one can change it.
+	settled bool
+}
+
+// settle notes whether the last transaction that wrote the tree had ended when
+// the filesystem was opened. The kernel starts none before the one before has
+// made its last change to a tree (join_transaction in fs/btrfs/transaction.c).
+func (f *Filesystem) settle(s *ChunkTreeState) {
+	s.settled = s.transID < f.info.generation
 }
 
 func (s *ChunkTreeState) add(it *treeItem) {
@@ -315,22 +339,46 @@ func (s *ChunkTreeState) add(it *treeItem) {
 
 // ChunkTreeChanged reports whether the chunk tree differs from the state that
 // WalkChunks returned. The kernel skips every leaf that is older than that
-// state without reading it (btrfs_search_forward in fs/btrfs/ctree.c), so
-// the cost is that of the few leaves written last, however large the tree.
-// Needs CAP_SYS_ADMIN.
-func (f *Filesystem) ChunkTreeChanged(seen ChunkTreeState) (bool, error) {
-	var now ChunkTreeState
-	err := f.walkTree(treeRange{
-		tree: treeChunk, maxObject: objectFirstChunk, maxType: itemChunk, minTransID: seen.transID,
-	}, func(it *treeItem) error {
-		now.add(it)
-		return nil
-	})
+// state without reading it (btrfs_search_forward in fs/btrfs/ctree.c). Once a
+// later transaction has begun, which seen then remembers, one look at the root
+// of the tree is enough; until then the cost is that of the leaves written
+// last. Needs CAP_SYS_ADMIN.
+func (f *Filesystem) ChunkTreeChanged(seen *ChunkTreeState) (bool, error) {
+	changed, err := f.chunkTreeChanged(seen)
 	if err != nil {
 		return false, fmt.Errorf("%s: look for changes of the chunk tree: %w", f.path, err)
 	}
-	return now != seen, nil
+	return changed, nil
 }
+
+func (f *Filesystem) chunkTreeChanged(seen *ChunkTreeState) (bool, error) {
+	keys := treeRange{tree: treeChunk, maxObject: objectFirstChunk, maxType: itemChunk, minTransID: seen.transID}
+	if seen.settled {
+		keys.minTransID++
+		changed := false
+		err := f.walkTree(keys, func(*treeItem) error {
+			changed = true
+			return errStopWalk
+		})
+		if errors.Is(err, errStopWalk) {
+			err = nil
+		}
+		return changed, err
+	}
+	var now ChunkTreeState
+	err := f.walkTree(keys, func(it *treeItem) error {
+		now.add(it)
+		return nil
+	})
+	if err != nil || now.transID != seen.transID || now.hash != seen.hash {
+		return err == nil, err
+	}
+	f.settle(seen)
+	return false, nil
+}
+
+// errStopWalk ends a walk whose answer is known.
+var errStopWalk = errors.New("stop")
 
 // DeviceExtent is a piece of a device that a chunk occupies. Sizes are bytes.
 type DeviceExtent struct {

@@ -47,8 +47,10 @@ func parseMountinfo(mountinfo []byte) ([]Mount, error) {
 		if !ok {
 			continue
 		}
-		fields := strings.Fields(string(before))
-		superblock := strings.Fields(string(after))
+		// Of white space the kernel escapes only what separates (mangle in
+		// fs/seq_file.c): a path may hold a carriage return or U+00A0.
+		fields := strings.Split(string(before), " ")
+		superblock := strings.Split(strings.TrimSuffix(string(after), "\n"), " ")
 		if len(fields) < 6 || len(superblock) < 2 {
 			bad = fmt.Errorf("mountinfo line %q is malformed", bytes.TrimSpace(line))
 			continue

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,9 +18,10 @@ import (
 // It goes around package os, whose files are registered with the network
 // poller at each open: on the scrape path that costs more than the reading.
 type sysfsDir struct {
-	fd  int
-	err error
-	buf [4096]byte // sysfs answers with at most a page
+	fd     int
+	within string // which directory fd is, if not the one that was opened
+	err    error
+	buf    [4096]byte // sysfs answers with at most a page
 }
 
 func openSysfsDir(path string) (*sysfsDir, error) {
@@ -42,7 +42,7 @@ func (d *sysfsDir) read(name string) ([]byte, bool) {
 		d.note(name, err)
 		return nil, false
 	}
-	defer unix.Close(fd) //nolint:errcheck // a sysfs file that was only read
+	defer unix.Close(fd)
 	n := 0
 	for n < len(d.buf) {
 		m, err := unix.Read(fd, d.buf[n:])
@@ -57,13 +57,26 @@ func (d *sysfsDir) read(name string) ([]byte, bool) {
 			break
 		}
 		n += m
+		// The kernel hands out an attribute in one piece, and its text ends
+		// with the line.
+		if d.buf[n-1] == '\n' {
+			break
+		}
 	}
 	return bytes.TrimSuffix(d.buf[:n], []byte("\n")), true
 }
 
+// exists tells whether there is a file or link of that name.
+func (d *sysfsDir) exists(name string) bool {
+	var st unix.Stat_t
+	return unix.Fstatat(d.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil
+}
+
 func (d *sysfsDir) note(name string, err error) {
-	if d.err == nil && !errors.Is(err, fs.ErrNotExist) {
-		d.err = fmt.Errorf("read sysfs %s: %w", name, err)
+	// ENODEV is a file that went away while it was open (kernfs_seq_start in
+	// fs/kernfs/file.c).
+	if d.err == nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+		d.err = fmt.Errorf("read sysfs %s%s: %w", d.within, name, err)
 	}
 }
 
@@ -100,12 +113,26 @@ func (d *sysfsDir) list(name string) []string {
 		d.note(name, err)
 		return nil
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	names, err := f.Readdirnames(-1)
-	if err != nil {
-		d.note(name, err)
-		return nil
+	defer unix.Close(fd)
+	return d.names(fd, name)
+}
+
+// names returns the names in an open directory, sorted.
+func (d *sysfsDir) names(fd int, name string) []string {
+	var names []string
+	for {
+		n, err := unix.ReadDirent(fd, d.buf[:])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			d.note(name, err)
+			return nil
+		}
+		if n == 0 {
+			break
+		}
+		_, _, names = unix.ParseDirent(d.buf[:n], -1, names)
 	}
 	slices.Sort(names)
 	return names
@@ -145,18 +172,41 @@ func openat(dirfd int, name string, flags int) (int, error) {
 	}
 }
 
-// spaceFiles holds the sysfs names of one block group type, written out so
-// that the scrape path builds no strings.
-type spaceFiles struct {
-	blockGroupType                        BlockGroupType
-	dir, total, used, readOnly, chunkSize string
+// readFile is os.ReadFile for the scrape path, see sysfsDir.
+func readFile(path string) ([]byte, error) {
+	fd, err := openat(unix.AT_FDCWD, path, unix.O_RDONLY)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	text := make([]byte, 0, 4096)
+	for {
+		if len(text) == cap(text) {
+			text = slices.Grow(text, cap(text))
+		}
+		n, err := unix.Read(fd, text[len(text):cap(text)])
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		case n == 0:
+			return text, nil
+		default:
+			text = text[:len(text)+n]
+		}
+	}
 }
 
-var allSpaceFiles = [...]spaceFiles{
-	{Data, "allocation/data", "allocation/data/total_bytes", "allocation/data/bytes_used", "allocation/data/bytes_readonly", "allocation/data/chunk_size"},
-	{Metadata, "allocation/metadata", "allocation/metadata/total_bytes", "allocation/metadata/bytes_used", "allocation/metadata/bytes_readonly", "allocation/metadata/chunk_size"},
-	{System, "allocation/system", "allocation/system/total_bytes", "allocation/system/bytes_used", "allocation/system/bytes_readonly", "allocation/system/chunk_size"},
-	{Mixed, "allocation/mixed", "allocation/mixed/total_bytes", "allocation/mixed/bytes_used", "allocation/mixed/bytes_readonly", "allocation/mixed/chunk_size"},
+// spaceDirs are the directories of the block group types, written out so that
+// the scrape path builds no strings.
+var spaceDirs = [...]struct {
+	blockGroupType BlockGroupType
+	name           string
+}{
+	{Data, "allocation/data/"},
+	{Metadata, "allocation/metadata/"},
+	{System, "allocation/system/"},
+	{Mixed, "allocation/mixed/"},
 }
 
 // spaces reads allocation/<type>. Only files whose cost does not grow with
@@ -164,33 +214,39 @@ var allSpaceFiles = [...]spaceFiles{
 // all block groups (raid_bytes_show in fs/btrfs/sysfs.c).
 func (d *sysfsDir) spaces() []Space {
 	var out []Space
-	for _, files := range allSpaceFiles {
-		total, known := d.number(files.total).Get()
-		if !known {
+	top := d.fd
+	for _, dir := range spaceDirs {
+		fd, err := openat(top, dir.name, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			d.note(dir.name, err)
 			continue
 		}
-		used, known := d.number(files.used).Get()
-		if !known {
-			continue
-		}
-		readOnly, known := d.number(files.readOnly).Get()
-		if !known {
-			continue
-		}
-		s := Space{Type: files.blockGroupType, Total: total, Used: used, ReadOnly: readOnly, ChunkSize: d.number(files.chunkSize)}
-		for _, name := range d.list(files.dir) {
-			if p, err := ParseProfile(name); err == nil {
-				s.Profiles = append(s.Profiles, ProfileSpace{Profile: p})
-			}
-		}
-		if len(s.Profiles) == 1 {
-			s.Profiles[0].Total, s.Profiles[0].Used = s.Total, s.Used
-		}
-		if len(s.Profiles) > 0 {
+		d.fd, d.within = fd, dir.name
+		if s, ok := d.space(dir.blockGroupType); ok {
 			out = append(out, s)
 		}
+		d.fd, d.within = top, ""
+		_ = unix.Close(fd)
 	}
 	return out
+}
+
+// space reads the directory of one type, which d has open.
+func (d *sysfsDir) space(t BlockGroupType) (s Space, ok bool) {
+	total, used, readOnly := d.number("total_bytes"), d.number("bytes_used"), d.number("bytes_readonly")
+	if !total.Known || !used.Known || !readOnly.Known {
+		return s, false
+	}
+	s = Space{Type: t, Total: total.Value, Used: used.Value, ReadOnly: readOnly.Value, ChunkSize: d.number("chunk_size")}
+	for _, name := range d.names(d.fd, "") {
+		if p, ok := profileNamed(name); ok {
+			s.Profiles = append(s.Profiles, ProfileSpace{Profile: p})
+		}
+	}
+	if len(s.Profiles) == 1 {
+		s.Profiles[0].Total, s.Profiles[0].Used = s.Total, s.Used
+	}
+	return s, len(s.Profiles) > 0
 }
 
 func (d *sysfsDir) globalReserve() GlobalReserve {
@@ -205,10 +261,12 @@ func (d *sysfsDir) globalReserve() GlobalReserve {
 
 func (d *sysfsDir) commits() Opt[Commits] {
 	var c Commits
-	ok := d.fields("commit_stats", map[string]*uint64{
+	if !d.fields("commit_stats", map[string]*uint64{
 		"commits": &c.Count, "last_commit_ms": &c.LastMS, "max_commit_ms": &c.MaxMS, "total_commit_ms": &c.TotalMS,
-	})
-	return Opt[Commits]{Value: c, Known: ok}
+	}) {
+		return Opt[Commits]{}
+	}
+	return Some(c)
 }
 
 // deviceIDs returns the members, seed devices and a replace target included.
@@ -237,11 +295,18 @@ func (d *sysfsDir) device(dev *Device) {
 // deviceErrors reads error_stats, for a pool that has no mount to ask.
 func (d *sysfsDir) deviceErrors(id uint64) Opt[ErrorCounts] {
 	var e ErrorCounts
-	ok := d.fields("devinfo/"+strconv.FormatUint(id, 10)+"/error_stats", map[string]*uint64{
+	if !d.fields("devinfo/"+strconv.FormatUint(id, 10)+"/error_stats", map[string]*uint64{
 		"write_errs": &e.Write, "read_errs": &e.Read, "flush_errs": &e.Flush,
 		"corruption_errs": &e.Corruption, "generation_errs": &e.Generation,
-	})
-	return Opt[ErrorCounts]{Value: e, Known: ok}
+	}) {
+		return Opt[ErrorCounts]{}
+	}
+	return Some(e)
+}
+
+// features returns the names of those that are on.
+func (d *sysfsDir) features() []string {
+	return slices.DeleteFunc(d.list("features"), func(name string) bool { return d.text("features/"+name).Value == "0" })
 }
 
 // checksum reads a text such as "crc32c (crc32c-intel)".

@@ -33,8 +33,8 @@ type Info struct {
 // facts are unknown though they should not be; the metrics of those that are
 // known are sent all the same.
 type translator interface {
-	describe(ch chan<- *prometheus.Desc)
-	update(f *Facts, ch chan<- prometheus.Metric) error
+	metrics() []*metric
+	update(f *Facts, m *metrics) error
 }
 
 type registration struct {
@@ -87,9 +87,13 @@ type Config struct {
 
 // Exporter reads pools and exports their facts. It is safe for concurrent use.
 type Exporter struct {
-	logger     log.Logger
-	source     Source
-	collectors []namedCollector
+	logger      log.Logger
+	source      Source
+	collectors  []namedCollector
+	metrics     []*metric // of all collectors, in order of their names
+	expositions sync.Pool // of *exposition
+
+	success, duration *metric
 
 	mu      sync.Mutex
 	timeout time.Duration
@@ -112,7 +116,13 @@ func New(c Config) (*Exporter, error) {
 		source:  c.Source,
 		timeout: c.Timeout,
 		pollers: make(map[string]*poller),
+		success: gauge("btrfs_scrape_collector_success",
+			"Whether a collector (or discovery, or the reading of a pool) succeeded.", "collector"),
+		duration: gauge("btrfs_scrape_collector_duration_seconds",
+			"How long a collector (or discovery, or the reading of a pool) took.", "collector"),
 	}
+	e.duration.volatile = true
+	e.metrics = []*metric{e.success, e.duration}
 	e.SetExclude(c.Exclude)
 	known := registrations()
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(c.Enabled))) {
@@ -120,7 +130,16 @@ func New(c Config) (*Exporter, error) {
 		if i < 0 {
 			return nil, unknownCollector(name, known)
 		}
-		e.collectors = append(e.collectors, namedCollector{name, known[i].new()})
+		c := namedCollector{name, known[i].new()}
+		e.collectors = append(e.collectors, c)
+		e.metrics = append(e.metrics, c.metrics()...)
+	}
+	slices.SortFunc(e.metrics, func(a, b *metric) int { return cmp.Compare(a.name, b.name) })
+	for i, m := range e.metrics {
+		m.place = i
+	}
+	e.expositions.New = func() any {
+		return &exposition{metrics: e.metrics, series: make([][]byte, len(e.metrics))}
 	}
 	return e, nil
 }
@@ -180,116 +199,69 @@ type scrape struct {
 	collectors []namedCollector
 }
 
-var (
-	successDesc = prometheus.NewDesc("btrfs_scrape_collector_success",
-		"Whether a collector (or discovery, or the reading of a pool) succeeded.", []string{"collector", "uuid"}, nil)
-	durationDesc = prometheus.NewDesc("btrfs_scrape_collector_duration_seconds",
-		"How long a collector (or discovery, or the reading of a pool) took.", []string{"collector", "uuid"}, nil)
-)
-
 // Describe implements prometheus.Collector.
 func (s *scrape) Describe(ch chan<- *prometheus.Desc) {
-	ch <- successDesc
-	ch <- durationDesc
+	ch <- s.exporter.success.desc
+	ch <- s.exporter.duration.desc
 	for _, c := range s.collectors {
-		c.describe(ch)
+		for _, m := range c.metrics() {
+			ch <- m.desc
+		}
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (s *scrape) Collect(ch chan<- prometheus.Metric) {
+func (s *scrape) Collect(ch chan<- prometheus.Metric) { s.collect(metrics{ch: ch}) }
+
+// AppendText appends what Collect sends, in the text format that Prometheus
+// scrapes (version 0.0.4): to stable the metrics that stay as they are while
+// nothing happens on the pools, to volatile the others.
+func (s *scrape) AppendText(stable, volatile []byte) ([]byte, []byte) {
+	e := s.exporter.expositions.Get().(*exposition)
+	defer s.exporter.expositions.Put(e)
+	e.reset()
+	s.collect(metrics{text: e})
+	return e.appendTo(stable, false), e.appendTo(volatile, true)
+}
+
+func (s *scrape) collect(m metrics) {
 	start := time.Now()
 	readings, err := s.exporter.read()
 	s.exporter.logDiscovery(err)
-	report(ch, stageDiscovery, "", err == nil, time.Since(start))
+	s.report(&m, stageDiscovery, err == nil, time.Since(start))
 
 	seen := make(map[btrfs.UUID]bool)
 	for r := range readings {
 		// The same filesystem may be known from the mount table and from
 		// sysfs: one set of series is right.
-		if r.uuid.IsZero() || seen[r.uuid] || r.excluded {
+		if r.uuid.IsZero() || seen[r.uuid] || r.ignored {
 			continue
 		}
 		seen[r.uuid] = true
-		s.translate(r, ch)
+		m.uuid = r.uuid.String()
+		s.translate(r, &m)
 	}
 }
 
-func (s *scrape) translate(r reading, ch chan<- prometheus.Metric) {
-	uuid := r.uuid.String()
-	report(ch, stageRead, uuid, r.err == nil, r.took)
+func (s *scrape) translate(r reading, m *metrics) {
+	s.report(m, stageRead, r.err == nil, r.took)
 	for _, c := range s.collectors {
 		if r.facts == nil {
-			report(ch, c.name, uuid, false, 0)
+			s.report(m, c.name, false, 0)
 			continue
 		}
 		start := time.Now()
-		err := c.update(r.facts, ch)
+		err := c.update(r.facts, m)
 		if err != nil {
-			level.Debug(s.exporter.logger).Log("msg", "collector failed", "collector", c.name, "pool", uuid, "err", err)
+			level.Debug(s.exporter.logger).Log("msg", "collector failed", "collector", c.name, "pool", m.uuid, "err", err)
 		}
-		report(ch, c.name, uuid, err == nil, time.Since(start))
+		s.report(m, c.name, err == nil, time.Since(start))
 	}
 }
 
-func report(ch chan<- prometheus.Metric, collector, uuid string, success bool, took time.Duration) {
-	ch <- prometheus.MustNewConstMetric(successDesc, prometheus.GaugeValue, number(success), collector, uuid)
-	ch <- prometheus.MustNewConstMetric(durationDesc, prometheus.GaugeValue, took.Seconds(), collector, uuid)
-}
-
-func number(b bool) float64 {
-	if b {
-		return 1
-	}
-	return 0
-}
-
-// labelValue makes a text from outside fit to be a label's value.
-func labelValue(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
-
-// metrics sends the metrics of one pool.
-type metrics struct {
-	ch   chan<- prometheus.Metric
-	uuid string
-}
-
-func (m metrics) gauge(d *prometheus.Desc, value float64, labels ...string) {
-	m.send(d, prometheus.GaugeValue, value, labels)
-}
-
-func (m metrics) counter(d *prometheus.Desc, value float64, labels ...string) {
-	m.send(d, prometheus.CounterValue, value, labels)
-}
-
-func (m metrics) send(d *prometheus.Desc, t prometheus.ValueType, value float64, labels []string) {
-	m.ch <- prometheus.MustNewConstMetric(d, t, value, append([]string{m.uuid}, labels...)...)
-}
-
-// bytes sends a size if it is known.
-func (m metrics) bytes(d *prometheus.Desc, size btrfs.Opt[uint64], labels ...string) {
-	if v, ok := size.Get(); ok {
-		m.gauge(d, float64(v), labels...)
-	}
-}
-
-// flag sends 0 or 1 if it is known.
-func (m metrics) flag(d *prometheus.Desc, f btrfs.Opt[bool], labels ...string) {
-	if v, ok := f.Get(); ok {
-		m.gauge(d, number(v), labels...)
-	}
-}
-
-// desc returns the description of a metric that has the label uuid and the
-// given ones.
-func desc(name, help string, labels ...string) *prometheus.Desc {
-	return prometheus.NewDesc(name, help, append([]string{"uuid"}, labels...), nil)
-}
-
-// descs sends descriptions.
-func descs(ch chan<- *prometheus.Desc, all ...*prometheus.Desc) {
-	for _, d := range all {
-		ch <- d
-	}
+func (s *scrape) report(m *metrics, collector string, success bool, took time.Duration) {
+	m.send(s.exporter.success, number(success), collector)
+	m.send(s.exporter.duration, took.Seconds(), collector)
 }
 
 // errNoChunks is returned by collectors that need the chunk tree.

@@ -1,32 +1,27 @@
 package collector
 
-import (
-	"fmt"
-
-	"github.com/prometheus/client_golang/prometheus"
-)
+import "fmt"
 
 type deviceCollector struct {
-	info, size, unallocated, missing, writeable *prometheus.Desc
+	info, size, unallocated, missing, writeable *metric
 }
 
 func newDeviceCollector() translator {
 	return &deviceCollector{
-		info: desc("btrfs_device_info", "What the device is called and which disk it is; 1.",
+		info: gauge("btrfs_device_info", "What the device is called and which disk it is; 1.",
 			"devid", "device", "path", "device_uuid", "model", "serial"),
-		size:        desc("btrfs_device_size_bytes", "Bytes of the device that the pool may use.", "devid"),
-		unallocated: desc("btrfs_device_unallocated_bytes", "Bytes of the device in no block group.", "devid"),
-		missing:     desc("btrfs_device_missing", "Whether the device is missing.", "devid"),
-		writeable:   desc("btrfs_device_writeable", "Whether the device can be written to; a seed device cannot.", "devid"),
+		size:        gauge("btrfs_device_size_bytes", "Bytes of the device that the pool may use.", "devid"),
+		unallocated: gauge("btrfs_device_unallocated_bytes", "Bytes of the device in no block group.", "devid"),
+		missing:     gauge("btrfs_device_missing", "Whether the device is missing.", "devid"),
+		writeable:   gauge("btrfs_device_writeable", "Whether the device can be written to; a seed device cannot.", "devid"),
 	}
 }
 
-func (c *deviceCollector) describe(ch chan<- *prometheus.Desc) {
-	descs(ch, c.info, c.size, c.unallocated, c.missing, c.writeable)
+func (c *deviceCollector) metrics() []*metric {
+	return []*metric{c.info, c.size, c.unallocated, c.missing, c.writeable}
 }
 
-func (c *deviceCollector) update(f *Facts, ch chan<- prometheus.Metric) error {
-	m := metrics{ch, f.Pool.UUID.String()}
+func (c *deviceCollector) update(f *Facts, m *metrics) error {
 	var err error
 	for i := range f.Pool.Devices {
 		d := &f.Pool.Devices[i]
@@ -35,10 +30,10 @@ func (c *deviceCollector) update(f *Facts, ch chan<- prometheus.Metric) error {
 		if !d.UUID.IsZero() {
 			uuid = d.UUID.String()
 		}
-		m.gauge(c.info, 1, id, labelValue(d.Name), labelValue(d.Path), uuid, labelValue(d.Model), labelValue(d.Serial))
+		m.send(c.info, 1, id, labelValue(d.Name), labelValue(d.Path), uuid, labelValue(d.Model), labelValue(d.Serial))
 		m.bytes(c.size, d.Size, id)
 		if d.Size.Known && d.Used.Known {
-			m.gauge(c.unallocated, float64(d.Size.Value-min(d.Size.Value, d.Used.Value)), id)
+			m.send(c.unallocated, float64(d.Size.Value-min(d.Size.Value, d.Used.Value)), id)
 		}
 		m.flag(c.missing, d.Missing, id)
 		m.flag(c.writeable, d.Writeable, id)

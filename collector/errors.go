@@ -1,23 +1,18 @@
 package collector
 
-import (
-	"fmt"
+import "fmt"
 
-	"github.com/prometheus/client_golang/prometheus"
-)
-
-type errorCollector struct{ errors *prometheus.Desc }
+type errorCollector struct{ errors *metric }
 
 func newErrorCollector() translator {
 	return &errorCollector{
-		errors: desc("btrfs_device_errors_total", "Errors that the pool met on the device, as btrfs device stats counts them.", "devid", "type"),
+		errors: counter("btrfs_device_errors_total", "Errors that the pool met on the device, as btrfs device stats counts them.", "devid", "type"),
 	}
 }
 
-func (c *errorCollector) describe(ch chan<- *prometheus.Desc) { ch <- c.errors }
+func (c *errorCollector) metrics() []*metric { return []*metric{c.errors} }
 
-func (c *errorCollector) update(f *Facts, ch chan<- prometheus.Metric) error {
-	m := metrics{ch, f.Pool.UUID.String()}
+func (c *errorCollector) update(f *Facts, m *metrics) error {
 	var err error
 	for i := range f.Pool.Devices {
 		d := &f.Pool.Devices[i]
@@ -29,11 +24,11 @@ func (c *errorCollector) update(f *Facts, ch chan<- prometheus.Metric) error {
 			}
 			continue
 		}
-		m.counter(c.errors, float64(counts.Write), id, "write")
-		m.counter(c.errors, float64(counts.Read), id, "read")
-		m.counter(c.errors, float64(counts.Flush), id, "flush")
-		m.counter(c.errors, float64(counts.Corruption), id, "corruption")
-		m.counter(c.errors, float64(counts.Generation), id, "generation")
+		m.send(c.errors, float64(counts.Write), id, "write")
+		m.send(c.errors, float64(counts.Read), id, "read")
+		m.send(c.errors, float64(counts.Flush), id, "flush")
+		m.send(c.errors, float64(counts.Corruption), id, "corruption")
+		m.send(c.errors, float64(counts.Generation), id, "generation")
 	}
 	return err
 }

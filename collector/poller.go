@@ -1,6 +1,7 @@
 package collector
 
 import (
+	"errors"
 	"fmt"
 	"iter"
 	"sync"
@@ -14,11 +15,11 @@ import (
 
 // reading is what one scrape learned of one pool.
 type reading struct {
-	uuid     btrfs.UUID
-	facts    *Facts // nil if the pool could not be read
-	err      error
-	took     time.Duration
-	excluded bool
+	uuid    btrfs.UUID
+	facts   *Facts // nil if the pool could not be read
+	err     error
+	took    time.Duration
+	ignored bool // excluded, or gone
 }
 
 // read starts reading every pool and yields each as it is done, in the order
@@ -86,6 +87,7 @@ type poller struct {
 
 	mu      sync.Mutex
 	uuid    btrfs.UUID // the last known
+	label   string     // likewise
 	running *call
 	fault   string // the last error that was logged
 }
@@ -113,7 +115,7 @@ func (p *poller) start(m *btrfs.Mount) *call {
 		p.mu.Lock()
 		p.running = nil
 		if c.facts != nil {
-			p.uuid = c.facts.Pool.UUID
+			p.uuid, p.label = c.facts.Pool.UUID, c.facts.Pool.Label
 		}
 		p.mu.Unlock()
 		close(c.done)
@@ -143,11 +145,10 @@ func (p *poller) result(c *call, timeout time.Duration, exclude func(btrfs.UUID,
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r.uuid = p.uuid
-	if r.facts != nil {
-		r.uuid = r.facts.Pool.UUID
-		r.excluded = exclude(r.uuid, r.facts.Pool.Label)
+	r.ignored = exclude(p.uuid, p.label) || errors.Is(r.err, ErrGone)
+	if !r.ignored {
+		p.logChange(r)
 	}
-	p.logChange(r)
 	return r
 }
 

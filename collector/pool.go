@@ -3,56 +3,51 @@ package collector
 import (
 	"errors"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 )
 
 type poolCollector struct {
-	info, devices, devicesMissing, size, used, statfsFree, readOnly *prometheus.Desc
-	globalReserve, globalReserveUsed, exclusiveOperation            *prometheus.Desc
+	info, devices, devicesMissing, size, used, statfsFree, readOnly *metric
+	globalReserve, globalReserveUsed, exclusiveOperation            *metric
 }
 
 func newPoolCollector() translator {
 	return &poolCollector{
-		info: desc("btrfs_pool_info", "What the pool is called, where it is mounted and how it keeps its data; 1.",
+		info: gauge("btrfs_pool_info", "What the pool is called, where it is mounted and how it keeps its data; 1.",
 			"label", "mountpoint", "data_profile", "metadata_profile", "system_profile", "checksum"),
-		devices:        desc("btrfs_pool_devices", "Number of devices of the pool, missing ones too."),
-		devicesMissing: desc("btrfs_pool_devices_missing", "Number of devices that are missing."),
-		size:           desc("btrfs_pool_size_bytes", "Raw size: the sum of the sizes of the devices that are there."),
-		used:           desc("btrfs_pool_used_bytes", "File data in data block groups (in mixed block groups, metadata too)."),
-		statfsFree:     desc("btrfs_pool_statfs_free_bytes", "What df says is available, for contrast."),
-		readOnly:       desc("btrfs_pool_read_only", "Whether the filesystem is read-only."),
-		globalReserve:  desc("btrfs_pool_global_reserve_bytes", "Metadata that the kernel keeps back for what must not fail."),
-		globalReserveUsed: desc("btrfs_pool_global_reserve_used_bytes",
+		devices:        gauge("btrfs_pool_devices", "Number of devices of the pool, missing ones too."),
+		devicesMissing: gauge("btrfs_pool_devices_missing", "Number of devices that are missing."),
+		size:           gauge("btrfs_pool_size_bytes", "Raw size: the sum of the sizes of the devices that are there."),
+		used:           gauge("btrfs_pool_used_bytes", "File data in data block groups (in mixed block groups, metadata too)."),
+		statfsFree:     gauge("btrfs_pool_statfs_free_bytes", "What df says is available, for contrast."),
+		readOnly:       gauge("btrfs_pool_read_only", "Whether the filesystem is read-only."),
+		globalReserve:  gauge("btrfs_pool_global_reserve_bytes", "Metadata that the kernel keeps back for what must not fail."),
+		globalReserveUsed: gauge("btrfs_pool_global_reserve_used_bytes",
 			"How much of the global reserve is in use; anything but 0 means that metadata is about to run out."),
-		exclusiveOperation: desc("btrfs_pool_exclusive_operation", "Whether the operation runs; only one can at a time.", "operation"),
+		exclusiveOperation: gauge("btrfs_pool_exclusive_operation", "Whether the operation runs; only one can at a time.", "operation"),
 	}
 }
 
-func (c *poolCollector) describe(ch chan<- *prometheus.Desc) {
-	descs(ch, c.info, c.devices, c.devicesMissing, c.size, c.used, c.statfsFree, c.readOnly,
-		c.globalReserve, c.globalReserveUsed, c.exclusiveOperation)
+func (c *poolCollector) metrics() []*metric {
+	return []*metric{c.info, c.devices, c.devicesMissing, c.size, c.used, c.statfsFree, c.readOnly,
+		c.globalReserve, c.globalReserveUsed, c.exclusiveOperation}
 }
 
-// exclusiveOperations are the label values of btrfs_pool_exclusive_operation,
-// spelt as in sysfs but for the underscores.
-func exclusiveOperations() map[string]string {
-	return map[string]string{
-		"balance":        "balance",
-		"balance paused": "balance_paused",
-		"device add":     "device_add",
-		"device remove":  "device_remove",
-		"device replace": "device_replace",
-		"resize":         "resize",
-		"swap activate":  "swap_activate",
-	}
+// exclusiveOperations are the operations as sysfs names them, and as values of
+// a label.
+var exclusiveOperations = [...]struct{ name, label string }{
+	{"balance", "balance"},
+	{"balance paused", "balance_paused"},
+	{"device add", "device_add"},
+	{"device remove", "device_remove"},
+	{"device replace", "device_replace"},
+	{"resize", "resize"},
+	{"swap activate", "swap_activate"},
 }
 
-func (c *poolCollector) update(f *Facts, ch chan<- prometheus.Metric) error {
+func (c *poolCollector) update(f *Facts, m *metrics) error {
 	p := f.Pool
-	m := metrics{ch, p.UUID.String()}
-	m.gauge(c.info, 1, labelValue(p.Label), labelValue(p.Mountpoint),
+	m.send(c.info, 1, labelValue(p.Label), labelValue(p.Mountpoint),
 		profileLabel(p, btrfs.Data, f), profileLabel(p, btrfs.Metadata, f), profileLabel(p, btrfs.System, f), p.Checksum.Value)
 
 	var (
@@ -76,15 +71,15 @@ func (c *poolCollector) update(f *Facts, ch chan<- prometheus.Metric) error {
 		size += d.Size.Value
 	}
 	if devices > 0 {
-		m.gauge(c.devices, float64(devices))
+		m.send(c.devices, float64(devices))
 		m.bytes(c.size, btrfs.Opt[uint64]{Value: size, Known: sizeKnown})
 		if missingKnown {
-			m.gauge(c.devicesMissing, float64(missing))
+			m.send(c.devicesMissing, float64(missing))
 		}
 	}
 	var err error
 	if s := dataSpace(p); s != nil {
-		m.gauge(c.used, float64(s.Used))
+		m.send(c.used, float64(s.Used))
 	} else {
 		err = errors.New("the space accounting of data is unknown")
 	}
@@ -93,8 +88,8 @@ func (c *poolCollector) update(f *Facts, ch chan<- prometheus.Metric) error {
 	m.bytes(c.globalReserve, p.GlobalReserve.Size)
 	m.bytes(c.globalReserveUsed, p.GlobalReserve.Used)
 	if now, ok := p.ExclusiveOperation.Get(); ok {
-		for name, label := range exclusiveOperations() {
-			m.gauge(c.exclusiveOperation, number(name == now), label)
+		for _, o := range exclusiveOperations {
+			m.send(c.exclusiveOperation, number(o.name == now), o.label)
 		}
 	}
 	return err

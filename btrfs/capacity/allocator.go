@@ -156,7 +156,7 @@ func (a *allocator) choose(r *request) (picked []candidate, stripe uint64, ok bo
 	data := r.dataStripes(n)
 	maxChunk := min(a.writeable/10, r.chunkSize)
 	if stripe*data > maxChunk {
-		stripe = min(roundUp(maxChunk/data, stripeRounding), stripe)
+		stripe = min(roundUp(maxChunk/data), stripe)
 	}
 	stripe = min(stripe, maxStripe)
 	stripe -= stripe % stripeLength
@@ -427,4 +427,5 @@ func (a sizedHole) before(b sizedHole) bool {
 	return a.hole < b.hole
 }
 
-func roundUp(v, unit uint64) uint64 { return (v + unit - 1) / unit * unit }
+// roundUp rounds up to a multiple of stripeRounding.
+func roundUp(v uint64) uint64 { return (v + stripeRounding - 1) / stripeRounding * stripeRounding }

@@ -72,7 +72,6 @@ func grow(t testing.TB, p *btrfs.Pool, bgType btrfs.BlockGroupType, profile btrf
 	s := p.Space(bgType)
 	if s == nil {
 		p.Spaces = append(p.Spaces, btrfs.Space{Type: bgType, ChunkSize: btrfs.Some(chunkSize)})
-		s = &p.Spaces[len(p.Spaces)-1]
 		slices.SortFunc(p.Spaces, func(a, b btrfs.Space) int { return int(a.Type) - int(b.Type) })
 		s = p.Space(bgType)
 	}

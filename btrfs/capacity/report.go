@@ -115,10 +115,9 @@ func (c *Calculator) Report(p *btrfs.Pool) (*Report, error) {
 
 	// The layout from empty and that after a balance change with what is
 	// used only by whole chunks: a coarse figure is as good.
-	const grain = 16 * mib
-	s.reserve = roundUp(s.reserve, grain)
+	s.reserve = roundUp(s.reserve)
 	for _, sp := range s.spaces() {
-		sp.used, sp.usedThere = roundUp(sp.used, grain), roundUp(sp.usedThere, grain)
+		sp.used, sp.usedThere = roundUp(sp.used), roundUp(sp.usedThere)
 	}
 	usable := c.usables.get(usableKey{s.data.request(), s.metadata.request(), s.system.request(), s.metadata.used}, s.usable)
 	balanced := c.balances.get(balanceKey{

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"syscall"
 
@@ -21,9 +22,17 @@ const programName = "btrfs-governor"
 // program shares a Raspberry Pi with others. GOGC overrides it.
 const gcPercent = 50
 
+// maxProcs is how many threads run Go code at once. Scrapes are short, and
+// handing one from thread to thread costs more than it gains; a thread that
+// waits for a disk does not count. GOMAXPROCS overrides it.
+const maxProcs = 1
+
 func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(maxProcs)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	// A second signal ends the program at once.

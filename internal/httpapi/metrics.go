@@ -17,10 +17,11 @@ type metricsHandler struct {
 	cfg        Config
 	unfiltered http.Handler
 	slots      chan struct{} // one for each scrape at once; nil: no limit
+	packer     *packer
 }
 
 func newMetricsHandler(cfg Config) (*metricsHandler, error) {
-	h := &metricsHandler{cfg: cfg}
+	h := &metricsHandler{cfg: cfg, packer: newPacker()}
 	if cfg.MaxRequests > 0 {
 		h.slots = make(chan struct{}, cfg.MaxRequests)
 	}
@@ -36,10 +37,20 @@ func (h *metricsHandler) handlerFor(names ...string) (http.Handler, error) {
 		return nil, err
 	}
 	registry := prometheus.NewRegistry()
-	for _, c := range append([]prometheus.Collector{pools}, h.cfg.Process...) {
+	collectors := h.cfg.Process
+	text, writesText := pools.(textAppender)
+	if !writesText {
+		collectors = append([]prometheus.Collector{pools}, collectors...)
+	}
+	for _, c := range collectors {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("register the metrics: %w", err)
 		}
+	}
+	if writesText {
+		return &expositionHandler{
+			pools: text, process: registry, log: gatherLog{h.cfg.Logger}, packer: h.packer, keep: len(names) == 0,
+		}, nil
 	}
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		ErrorLog:      gatherLog{h.cfg.Logger},
