@@ -62,7 +62,7 @@ bench: packages build ## benchmarks, and CPU per scrape beside node_exporter's (
 
 .PHONY: demo
 demo: build ## serve a demonstration pool of four mismatched drives until Ctrl-C
-	$(GO) run ./internal/demo
+	$(GO) run ./internal/demo $(if $(VERIFY),-verify)
 
 .PHONY: run
 run: build ## serve this machine's own pools, changing nothing

@@ -139,6 +139,11 @@ type Space struct {
 	Total    uint64         `json:"total_bytes"`
 	Used     uint64         `json:"bytes_used"`
 	ReadOnly uint64         `json:"bytes_readonly"`
+	// MayUse is what writers have reserved and not placed yet, such as dirty
+	// pages; Reserved is what has a place and is not committed yet. Neither is
+	// in Used. Read for block groups that hold data only.
+	MayUse   Opt[uint64] `json:"bytes_may_use,omitzero"`
+	Reserved Opt[uint64] `json:"bytes_reserved,omitzero"`
 	// ChunkSize is the largest chunk of the type; unknown before kernel 6.0,
 	// when it could not be set.
 	ChunkSize Opt[uint64] `json:"chunk_size,omitzero"`

@@ -238,6 +238,9 @@ func (d *sysfsDir) space(t BlockGroupType) (s Space, ok bool) {
 		return s, false
 	}
 	s = Space{Type: t, Total: total.Value, Used: used.Value, ReadOnly: readOnly.Value, ChunkSize: d.number("chunk_size")}
+	if t == Data || t == Mixed {
+		s.MayUse, s.Reserved = d.number("bytes_may_use"), d.number("bytes_reserved")
+	}
 	for _, name := range d.names(d.fd, "") {
 		if p, ok := profileNamed(name); ok {
 			s.Profiles = append(s.Profiles, ProfileSpace{Profile: p})

@@ -32,7 +32,7 @@ func (c *deviceCollector) update(f *Facts, m *metrics) error {
 		}
 		m.send(c.info, 1, id, labelValue(d.Name), labelValue(d.Path), uuid, labelValue(d.Model), labelValue(d.Serial))
 		m.bytes(c.size, d.Size, id)
-		if d.Size.Known && d.Used.Known {
+		if d.Size.Known && d.Used.Known && !d.Missing.Value {
 			m.send(c.unallocated, float64(d.Size.Value-min(d.Size.Value, d.Used.Value)), id)
 		}
 		m.flag(c.missing, d.Missing, id)

@@ -247,7 +247,7 @@ func (s series) of(u btrfs.UUID) series {
 // success returns what the exposition says of a collector on a pool: 0, 1 or
 // absent.
 func (s series) success(name string, u btrfs.UUID) string {
-	v, ok := s[fmt.Sprintf(`btrfs_scrape_collector_success{collector="%s",uuid="%s"}`, name, u)]
+	v, ok := s[fmt.Sprintf(`btrfs_scrape_collector_success{collector=%q,uuid=%q}`, name, u)]
 	if !ok {
 		return "absent"
 	}
@@ -263,7 +263,7 @@ func (s series) checkComplete(t *testing.T, u btrfs.UUID) {
 		}
 	}
 	for _, name := range []string{"btrfs_pool_free_bytes", "btrfs_pool_size_bytes", "btrfs_pool_device_failures_tolerated", "btrfs_metadata_devices"} {
-		if _, ok := s[fmt.Sprintf(`%s{uuid="%s"}`, name, u)]; !ok {
+		if _, ok := s[fmt.Sprintf(`%s{uuid=%q}`, name, u)]; !ok {
 			t.Errorf("pool %s: no %s", u, name)
 		}
 	}
@@ -393,7 +393,7 @@ func TestSlowPoolIsWaitedForUpToTheDeadline(t *testing.T) {
 			t.Errorf("the scrape took %s, want %s", d, delay)
 		}
 		s.checkComplete(t, u)
-		if got := s[fmt.Sprintf(`btrfs_scrape_collector_duration_seconds{collector="read",uuid="%s"}`, u)]; got != delay.Seconds() {
+		if got := s[fmt.Sprintf(`btrfs_scrape_collector_duration_seconds{collector="read",uuid=%q}`, u)]; got != delay.Seconds() {
 			t.Errorf("it says that the reading took %v seconds, want %v", got, delay.Seconds())
 		}
 		// A configuration that is read again takes effect.
@@ -555,7 +555,7 @@ func TestFactsThatAreUnknownCostTheirSeriesOnly(t *testing.T) {
 			"the error counters of a missing device", func(f *collector.Facts) {
 				f.Pool.Devices[0].Errors = btrfs.Opt[btrfs.ErrorCounts]{}
 				f.Pool.Devices[0].Missing = btrfs.Some(true)
-			}, nil, nil, []string{"btrfs_device_errors_total"},
+			}, nil, nil, []string{"btrfs_device_errors_total", "btrfs_device_unallocated_bytes"},
 		},
 		{
 			"a device's state", func(f *collector.Facts) {

@@ -115,7 +115,7 @@ func sameAccounting(a, b *btrfs.Pool) bool {
 		a.ConvertData == b.ConvertData && a.ConvertMetadata == b.ConvertMetadata && a.ConvertSystem == b.ConvertSystem &&
 		slices.EqualFunc(a.Spaces, b.Spaces, func(a, b btrfs.Space) bool {
 			return a.Type == b.Type && a.Total == b.Total && a.Used == b.Used && a.ReadOnly == b.ReadOnly &&
-				a.ChunkSize == b.ChunkSize && slices.Equal(a.Profiles, b.Profiles)
+				a.MayUse == b.MayUse && a.Reserved == b.Reserved && a.ChunkSize == b.ChunkSize && slices.Equal(a.Profiles, b.Profiles)
 		})
 }
 

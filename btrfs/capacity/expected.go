@@ -70,14 +70,14 @@ func (s *state) freeExpected() uint64 {
 	if s.mixed || s.metadata.profile == 0 {
 		// One kind of block group holds both.
 		room := s.data.slack() + a.fill(s.data.request(), math.MaxUint64).data()
-		room -= min(room, s.reserve)
+		room -= min(room, s.reserve+s.data.pending)
 		return uint64(float64(room) / (1 + s.ratio))
 	}
 	var (
 		dataRequest, metadataRequest = s.data.request(), s.metadata.request()
 
 		data         float64 // bytes of data written so far
-		room         = float64(s.data.slack())
+		room         = float64(s.data.slack()) - float64(s.data.pending)
 		used         = float64(s.metadata.usedThere + s.metadata.readOnly)
 		total        = float64(s.metadata.total)
 		metadataFull = false
@@ -106,11 +106,14 @@ func (s *state) freeExpected() uint64 {
 			dataFull = made.chunks == 0
 			continue
 		}
+		if dataFull && room <= 0 {
+			return uint64(data)
+		}
 		step := min(next, room)
 		data += step
 		room -= step
 		used += step * s.ratio
-		if metadataFull && next <= step || dataFull && room <= 0 {
+		if metadataFull && next <= step {
 			return uint64(data)
 		}
 		if !metadataFull && step < 1 && used < float64(metadataDue(uint64(total))) {

@@ -109,6 +109,7 @@ func (c *Calculator) Report(p *btrfs.Pool) (*Report, error) {
 	}
 	data := c.fill(s.data.request())
 	r.Free = s.data.slack() + data.data
+	r.Free -= min(r.Free, s.data.pending)
 	r.Stranded = data.unused
 	r.MetadataFree = s.metadataFree(c)
 	r.FreeExpected = min(s.freeExpected(), r.Free)
@@ -120,9 +121,7 @@ func (c *Calculator) Report(p *btrfs.Pool) (*Report, error) {
 		sp.used, sp.usedThere = roundUp(sp.used), roundUp(sp.usedThere)
 	}
 	usable := c.usables.get(usableKey{s.data.request(), s.metadata.request(), s.system.request(), s.metadata.used}, s.usable)
-	balanced := c.balances.get(balanceKey{
-		s.data.request(), s.metadata.request(), s.system.request(), s.data.usedThere, s.room(&s.metadata),
-	}, s.balanced)
+	balanced := c.balanced(s)
 	used := dataUsed(p)
 	r.Usable = max(usable.data, used)
 	r.FreeAfterBalance = max(balanced, used) - used
@@ -130,6 +129,18 @@ func (c *Calculator) Report(p *btrfs.Pool) (*Report, error) {
 	r.StrandedMismatch = min(sum(usable.unused), stranded)
 	r.StrandedImbalance = stranded - r.StrandedMismatch
 	return r, nil
+}
+
+// balanced remembers the outcome of a balance where all that it depends on is
+// in the key: not where a type has several profiles, each with its own use.
+func (c *Calculator) balanced(s *state) uint64 {
+	for _, sp := range s.spaces() {
+		if len(sp.profiles) > 1 {
+			return s.balanced()
+		}
+	}
+	key := balanceKey{s.data.request(), s.metadata.request(), s.system.request(), s.data.usedThere, s.room(&s.metadata)}
+	return c.balances.get(key, s.balanced)
 }
 
 func dataUsed(p *btrfs.Pool) uint64 {
@@ -165,6 +176,8 @@ type space struct {
 	used           uint64 // in all
 	profiles       []btrfs.ProfileSpace
 	readOnly       uint64
+	// pending is what writers have reserved: not used yet, and not free.
+	pending uint64
 }
 
 // slack is what existing block groups still take.
@@ -193,6 +206,9 @@ func newState(p *btrfs.Pool, l *Layout) (*state, error) {
 	data, metadata, system := p.Space(btrfs.Data), p.Space(btrfs.Metadata), p.Space(btrfs.System)
 	if mixed := p.Space(btrfs.Mixed); mixed != nil {
 		data, metadata, s.mixed = mixed, nil, true
+		if mixed.MayUse.Known {
+			s.reserve = 0 // it is part of what is reserved in the block groups of data
+		}
 	}
 	if data == nil {
 		return nil, fmt.Errorf("pool %s: the space accounting of data is unknown", p.UUID)
@@ -227,6 +243,7 @@ func newSpace(from *btrfs.Space, target btrfs.Opt[btrfs.Profile], devices int, d
 		chunkSize:      defaultChunkSize,
 		used:           from.Used,
 		profiles:       from.Profiles,
+		pending:        from.MayUse.Value + from.Reserved.Value,
 		readOnly:       from.ReadOnly,
 	}
 	if from.ChunkSize.Known {
@@ -276,7 +293,7 @@ func (s *state) metadataFree(c *Calculator) uint64 {
 		return 0
 	}
 	free := room.slack() + c.fill(room.request()).data
-	return free - min(free, s.reserve)
+	return free - min(free, s.reserve+room.pending)
 }
 
 // usable lays the pool out from empty: the system chunk, metadata chunks for

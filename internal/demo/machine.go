@@ -1,0 +1,111 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// buildGovernor builds the program where there is none yet.
+func buildGovernor(ctx context.Context, path string, out io.Writer) error {
+	_, err := os.Stat(path)
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	fmt.Fprintf(out, "Building %s.\n", path)
+	cmd := exec.CommandContext(ctx, "go", "build", "-o", path, "./cmd/btrfs-governor")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w: %s", path, err, strings.TrimSpace(string(text)))
+	}
+	return nil
+}
+
+// missingForPools says in half a sentence why no pool can be made here, or
+// nothing. It installs the programs that are needed.
+func missingForPools(ctx context.Context, out io.Writer) string {
+	if os.Geteuid() != 0 {
+		return "Making a pool needs root"
+	}
+	if !kernelHasBtrfs(ctx) {
+		return "This kernel has no btrfs"
+	}
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Sprintf("There are no loop devices here (%v)", err)
+	}
+	control.Close()
+	if err := installPrograms(out); err != nil {
+		return fmt.Sprintf("The programs mkfs.btrfs and btrfs are missing (%v)", err)
+	}
+	return ""
+}
+
+func kernelHasBtrfs(ctx context.Context) bool {
+	has := func() bool {
+		list, err := os.ReadFile("/proc/filesystems")
+		return err == nil && slices.Contains(strings.Fields(string(list)), "btrfs")
+	}
+	if has() {
+		return true
+	}
+	// A module that nobody has asked for yet is not in the list.
+	_ = exec.CommandContext(ctx, "modprobe", "btrfs").Run()
+	return has()
+}
+
+// installPrograms installs btrfs-progs if it is missing.
+func installPrograms(out io.Writer) error {
+	// Root's programs may be out of the way of PATH.
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin"); err != nil {
+		return err
+	}
+	missing := func() error {
+		_, err := exec.LookPath("mkfs.btrfs")
+		_, err2 := exec.LookPath("btrfs")
+		return errors.Join(err, err2)
+	}
+	if missing() == nil {
+		return nil
+	}
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		return errors.New("install the package btrfs-progs")
+	}
+	fmt.Fprintln(out, "Installing the missing Debian package btrfs-progs.")
+	for _, args := range [][]string{{"update", "-qq"}, {"install", "-qq", "-y", "--no-install-recommends", "btrfs-progs"}} {
+		cmd := exec.Command("apt-get", args...) // not to be killed half-way
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+		if text, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("apt-get %s: %w: %s", args[0], err, lastLine(string(text)))
+		}
+	}
+	return missing()
+}
+
+func lastLine(text string) string {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	return lines[len(lines)-1]
+}
+
+// runProgram runs a program to its end and returns what it printed.
+func runProgram(ctx context.Context, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	text, err := cmd.Output()
+	if err != nil {
+		var stderr string
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			stderr = ": " + lastLine(string(exit.Stderr))
+		}
+		return "", fmt.Errorf("%s: %w%s", filepath.Base(name), err, stderr)
+	}
+	return string(text), nil
+}
