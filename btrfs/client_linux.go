@@ -32,6 +32,8 @@ type Client struct {
 	mu     sync.Mutex
 	disks  map[diskKey]disk // what never changes while a device has its name
 	owners map[string]UUID  // where each device was found last, see resolveUUID
+	// mounted are the filesystems of the last mount table, by Mount.Device.
+	mounted map[string]UUID
 }
 
 type diskKey struct {
@@ -48,8 +50,10 @@ func NewClient(paths Paths) *Client {
 
 // Mounts returns the btrfs filesystems of the machine, in order of UUID: those
 // in the mount table, and those that only sysfs knows because they are mounted
-// in another mount namespace. It touches no filesystem, so that it never
-// waits for a disk. With an error it still returns what it found.
+// in another mount namespace. It opens no filesystem, but the mount table can
+// wait for a disk: to name the subvolume of a mount, the kernel searches the
+// trees of its filesystem (btrfs_show_options in fs/btrfs/super.c). With an
+// error it still returns what it found.
 func (c *Client) Mounts() ([]Mount, error) {
 	// In a container the process of interest is the host's first one.
 	process := "self"
@@ -65,6 +69,9 @@ func (c *Client) Mounts() ([]Mount, error) {
 	seen := make(map[UUID]bool, len(uuids))
 	for i := range mounts {
 		mounts[i].UUID = c.resolveUUID(&mounts[i], uuids)
+	}
+	c.rememberUUIDs(mounts, uuids)
+	for i := range mounts {
 		seen[mounts[i].UUID] = true
 	}
 	for _, u := range uuids {
@@ -74,6 +81,23 @@ func (c *Client) Mounts() ([]Mount, error) {
 	}
 	slices.SortStableFunc(mounts, func(a, b Mount) int { return bytes.Compare(a.UUID[:], b.UUID[:]) })
 	return mounts, err
+}
+
+// rememberUUIDs fills in the UUID of a mount whose device is not to be found
+// any more, as when a disk drops off the bus: it is the one that it had, as
+// long as sysfs knows that filesystem.
+func (c *Client) rememberUUIDs(mounts []Mount, uuids []UUID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := make(map[string]UUID, len(mounts))
+	for i := range mounts {
+		m := &mounts[i]
+		if known := c.mounted[m.Device]; m.UUID.IsZero() && slices.Contains(uuids, known) {
+			m.UUID = known
+		}
+		now[m.Device] = m.UUID
+	}
+	c.mounted = now
 }
 
 func (c *Client) sysfsUUIDs() []UUID {

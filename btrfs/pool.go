@@ -152,7 +152,8 @@ type Space struct {
 	Profiles []ProfileSpace `json:"profiles"`
 }
 
-// ProfileSpace is the share of one profile in a Space.
+// ProfileSpace is the share of one profile in a Space. A Total of 0 is unknown:
+// a profile without block groups is not listed.
 type ProfileSpace struct {
 	Profile Profile `json:"profile"`
 	Total   uint64  `json:"total_bytes"`

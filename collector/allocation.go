@@ -21,6 +21,9 @@ func (c *allocationCollector) metrics() []*metric {
 func (c *allocationCollector) update(f *Facts, m *metrics) error {
 	for _, s := range f.Pool.Spaces {
 		for _, p := range s.Profiles {
+			if p.Total == 0 {
+				continue // unknown
+			}
 			m.send(c.size, float64(p.Total), s.Type.String(), p.Profile.String())
 			m.send(c.used, float64(p.Used), s.Type.String(), p.Profile.String())
 		}

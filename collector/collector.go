@@ -102,6 +102,8 @@ type Exporter struct {
 	// discoveryFault is the last error of discovery, so that one that lasts
 	// is logged once.
 	discoveryFault string
+	discovering    *discovery // under way; nil if none is
+	mounts         []btrfs.Mount
 }
 
 type namedCollector struct {
@@ -268,14 +270,15 @@ func (s *scrape) report(m *metrics, collector string, success bool, took time.Du
 var errNoChunks = errors.New("where the chunks lie is unknown: reading the chunk tree needs CAP_SYS_ADMIN")
 
 func (e *Exporter) logDiscovery(err error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
-	if text != e.discoveryFault && err != nil {
+	e.mu.Lock()
+	changed := text != e.discoveryFault
+	e.discoveryFault = text
+	e.mu.Unlock()
+	if changed && err != nil {
 		level.Warn(e.logger).Log("msg", "could not find all mounted pools", "err", err)
 	}
-	e.discoveryFault = text
 }

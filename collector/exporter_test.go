@@ -298,6 +298,63 @@ func took(f func()) time.Duration {
 	return time.Since(start)
 }
 
+// hangingMounts is a source whose mount table can hang.
+type hangingMounts struct {
+	*fakeSource
+	hang chan struct{} // nil: it does not; else until closed
+}
+
+func (s *hangingMounts) Mounts() ([]btrfs.Mount, error) {
+	s.mu.Lock()
+	hang := s.hang
+	s.mu.Unlock()
+	if hang != nil {
+		<-hang
+	}
+	return s.fakeSource.Mounts()
+}
+
+func (s *hangingMounts) setHang(hang chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hang = hang
+}
+
+func TestHungMountTableCostsNoPool(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hangingMounts{fakeSource: newFakeSource()}
+		pool := source.good(t, 1)
+		e := newExporter(t, source)
+		s := scrape(t, e)
+		s.checkComplete(t, pool)
+
+		goroutines := runtime.NumGoroutine()
+		hang := make(chan struct{})
+		source.setHang(hang)
+		for range 50 {
+			if d := took(func() { s = scrape(t, e) }); d > timeout {
+				t.Fatalf("a scrape took %s", d)
+			}
+			s.checkComplete(t, pool)
+			if got, ok := s[`btrfs_scrape_collector_success{collector="discovery",uuid=""}`]; !ok || got != 0 {
+				t.Fatalf("success of discovery is %v (there: %t) while the mount table hangs", got, ok)
+			}
+		}
+		synctest.Wait()
+		if now := runtime.NumGoroutine(); now > goroutines+1 {
+			t.Errorf("%d goroutines after 50 scrapes, %d before", now, goroutines)
+		}
+		source.setHang(nil)
+		close(hang)
+		synctest.Wait()
+		source.good(t, 2)
+		if d := took(func() { s = scrape(t, e) }); d != 0 {
+			t.Errorf("a scrape took %s after the mount table answered", d)
+		}
+		s.checkComplete(t, btrfs.UUID{2})
+	})
+}
+
 func TestHungPoolCostsItsSeriesOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newFakeSource()

@@ -29,7 +29,7 @@ type Facts struct {
 
 // Source is where pools come from.
 type Source interface {
-	// Mounts returns the pools there are now. It waits for no disk. With an
+	// Mounts returns the pools there are now. It may hang with a disk. With an
 	// error it returns what it found.
 	Mounts() ([]btrfs.Mount, error)
 	// Reader returns a new reader for one pool.
@@ -130,12 +130,21 @@ func (r *kernelReader) Read(m *btrfs.Mount) (*Facts, error) {
 		return r.readUnreachable(m, err)
 	}
 	defer f.Close() //nolint:errcheck // it was only read
-	p, err := r.client.ReadPool(f, m, mountpoint)
-	if p == nil {
-		return nil, err
-	}
-	if layoutErr := r.updateLayout(f, p); layoutErr != nil {
-		err = errors.Join(err, fmt.Errorf("pool %s: %w", p.UUID, layoutErr))
+	var p *btrfs.Pool
+	// Accounting and layout have to be of the same moment: what is read before
+	// a walk is read again behind it, and the walk is looked at once more.
+	const attempts = 4
+	for range attempts {
+		if p, err = r.client.ReadPool(f, m, mountpoint); p == nil {
+			return nil, err
+		}
+		walked, layoutErr := r.updateLayout(f, p)
+		if layoutErr != nil {
+			err = errors.Join(err, fmt.Errorf("pool %s: %w", p.UUID, layoutErr))
+		}
+		if !walked {
+			break
+		}
 	}
 	facts := &Facts{
 		Pool: p, Layout: r.derived.layout, WorstPair: r.derived.worstPair, Spread: r.derived.spread,
@@ -170,13 +179,14 @@ func (r *kernelReader) readUnreachable(m *btrfs.Mount, openErr error) (*Facts, e
 	return &Facts{Pool: p}, err
 }
 
-// updateLayout walks the chunk tree if it changed. Without the privilege, or
-// when the walk fails, the layout is an estimate from the devices alone.
-func (r *kernelReader) updateLayout(f *btrfs.Filesystem, p *btrfs.Pool) error {
+// updateLayout walks the chunk tree if it changed, and tells whether it did.
+// Without the privilege, or when the walk fails, the layout is an estimate from
+// the devices alone.
+func (r *kernelReader) updateLayout(f *btrfs.Filesystem, p *btrfs.Pool) (walked bool, err error) {
 	if r.derived.layout != nil && r.derived.layout.Exact && r.sameDevices(p) && time.Since(r.walked) < maxLayoutAge {
 		changed, err := f.ChunkTreeChanged(&r.tree)
 		if err == nil && !changed {
-			return nil
+			return false, nil
 		}
 	}
 	b := capacity.NewBuilder(p.Devices)
@@ -186,17 +196,19 @@ func (r *kernelReader) updateLayout(f *btrfs.Filesystem, p *btrfs.Pool) error {
 		if layout, err = b.Layout(); err == nil {
 			r.tree, r.walked, r.walkedBy = tree, time.Now(), p.Devices
 			r.derived = newDerived(layout)
-			return nil
+			return true, nil
 		}
+		// Chunks that moved during the walk may seem to overlap.
+		walked = true
 	}
 	if r.derived.layout == nil || r.derived.layout.Exact || !r.sameDevices(p) {
 		r.walkedBy = p.Devices
 		r.derived = newDerived(capacity.Estimate(p.Devices))
 	}
 	if errors.Is(err, unix.EPERM) {
-		return nil // btrfs_pool_free_exact tells
+		return false, nil // btrfs_pool_free_exact tells
 	}
-	return err
+	return walked, err
 }
 
 // sameDevices tells whether the devices are as they were at the last walk. The

@@ -9,7 +9,7 @@ func newLossCollector() translator {
 		tolerated: gauge("btrfs_pool_device_failures_tolerated",
 			"Devices that can fail, beyond those already missing, without the loss of a byte: the least over all block groups."),
 		worstPair: gauge("btrfs_pool_worst_pair_loss_bytes",
-			"Size of the block groups, or parts of them, lost with the two devices whose loss together costs most.", "block_group_type"),
+			"Size of the block groups, or parts of them, lost with those two devices whose loss together costs most of the type.", "block_group_type"),
 	}
 }
 

@@ -22,10 +22,51 @@ type reading struct {
 	ignored bool // excluded, or gone
 }
 
+// discovery is a search for the mounted pools under way, shared by all scrapes
+// that come meanwhile.
+type discovery struct {
+	started time.Time
+	done    chan struct{} // closed when mounts and err are set
+	mounts  []btrfs.Mount
+	err     error
+}
+
+// discover returns the mounted pools. The mount table can hang with a disk: to
+// name the subvolume of a mount, the kernel searches the trees of its
+// filesystem (btrfs_show_options in fs/btrfs/super.c). Then the pools are those
+// found last.
+func (e *Exporter) discover() ([]btrfs.Mount, error) {
+	e.mu.Lock()
+	d, timeout := e.discovering, e.timeout
+	if d == nil {
+		d = &discovery{started: time.Now(), done: make(chan struct{})}
+		e.discovering = d
+		go func() {
+			d.mounts, d.err = e.source.Mounts()
+			e.mu.Lock()
+			e.discovering, e.mounts = nil, d.mounts
+			e.mu.Unlock()
+			close(d.done)
+		}()
+	}
+	e.mu.Unlock()
+
+	timer := time.NewTimer(timeout/2 - time.Since(d.started))
+	defer timer.Stop()
+	select {
+	case <-d.done:
+		return d.mounts, d.err
+	case <-timer.C:
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.mounts, fmt.Errorf("the mount table gives no answer: a disk may hang (see the kernel log); the pools are those found %s ago", time.Since(d.started).Round(time.Minute))
+}
+
 // read starts reading every pool and yields each as it is done, in the order
 // of the source. What the iterator waits for is bounded by the timeout.
 func (e *Exporter) read() (iter.Seq[reading], error) {
-	mounts, err := e.source.Mounts()
+	mounts, err := e.discover()
 
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -143,17 +184,20 @@ func (p *poller) result(c *call, timeout time.Duration, exclude func(btrfs.UUID,
 		r.err = fmt.Errorf("no answer after %s: a disk of the pool may hang (see the kernel log)", timeout)
 	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	r.uuid = p.uuid
 	r.ignored = exclude(p.uuid, p.label) || errors.Is(r.err, ErrGone)
-	if !r.ignored {
-		p.logChange(r)
+	changed := !r.ignored && p.noteFault(r)
+	p.mu.Unlock()
+	// Not under the lock: where the log goes may hang as well.
+	if changed {
+		p.log(r)
 	}
 	return r
 }
 
-// logChange logs a fault when it comes and when it goes, not at each scrape.
-func (p *poller) logChange(r reading) {
+// noteFault tells whether a fault came, changed or went, so that it is logged
+// then and not at each scrape.
+func (p *poller) noteFault(r reading) bool {
 	text := ""
 	if r.err != nil {
 		text = "partly read"
@@ -162,9 +206,12 @@ func (p *poller) logChange(r reading) {
 		}
 		text += ": " + r.err.Error()
 	}
-	if text == p.fault {
-		return
-	}
+	changed := text != p.fault
+	p.fault = text
+	return changed
+}
+
+func (p *poller) log(r reading) {
 	switch {
 	case r.facts == nil:
 		level.Error(p.logger).Log("msg", "pool could not be read", "pool", r.uuid, "err", r.err)
@@ -173,5 +220,4 @@ func (p *poller) logChange(r reading) {
 	default:
 		level.Info(p.logger).Log("msg", "pool can be read again", "pool", r.uuid)
 	}
-	p.fault = text
 }

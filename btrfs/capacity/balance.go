@@ -11,7 +11,7 @@ import (
 // maxRelocated is the number of chunks up to which a balance is played chunk
 // by chunk. Above it one chunk more or less on a device is no matter, and the
 // layout from empty serves.
-const maxRelocated = 4096
+const maxRelocated = 1024
 
 // placedChunk is a chunk with its place. Only pools of at most maxRelocated
 // chunks have them in their layout.
@@ -112,7 +112,11 @@ func (m *mover) relocate(c *placedChunk) bool {
 			continue
 		}
 		if made.chunks == 0 {
-			*t = before // it stays where it is
+			// It stays where it is; chunks made for it already are there too.
+			*t = moverSpace{total: t.total, used: before.used}
+			if sp.takes(c.profile) {
+				t.total += c.length
+			}
 			return false
 		}
 		t.total += made.data()

@@ -260,7 +260,8 @@ func TestNextProfile(t *testing.T) {
 		{[]btrfs.Profile{btrfs.RAID1, btrfs.RAID1C3}, 3, btrfs.RAID1C3},
 		{[]btrfs.Profile{btrfs.RAID1, btrfs.RAID1C3}, 2, btrfs.RAID1},
 		{[]btrfs.Profile{btrfs.RAID0, btrfs.RAID5}, 3, btrfs.RAID5},
-		{[]btrfs.Profile{btrfs.RAID1, btrfs.DUP}, 2, btrfs.DUP},
+		{[]btrfs.Profile{btrfs.RAID1, btrfs.DUP}, 2, btrfs.RAID1},
+		{[]btrfs.Profile{btrfs.RAID1, btrfs.DUP}, 1, btrfs.DUP},
 		{[]btrfs.Profile{btrfs.RAID6, btrfs.RAID1C4}, 4, btrfs.RAID1C4},
 	}
 	for _, tt := range tests {

@@ -20,9 +20,9 @@ const (
 	// pressure is the metadata that writers typically hold reserved for what
 	// they have not done yet. Where it does not fit beside the metadata there
 	// is, the kernel looks for a new chunk. It comes from the writers and
-	// cannot be known ahead; measured on 6.18 with files of 4 KiB and inline
-	// ones it was 30 to 130 MiB.
-	pressure = 64 * mib
+	// cannot be known ahead: measured on 6.18 it was up to 130 MiB with files
+	// of 4 KiB, and from 4 MiB on with inline files.
+	pressure = 32 * mib
 	// transaction is what one that makes a file reserves while it runs, most
 	// of which it gives back: 2 nodes on each of 8 levels for a dozen items
 	// (btrfs_calc_insert_metadata_size in fs/btrfs/fs.h).

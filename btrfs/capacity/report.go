@@ -125,6 +125,7 @@ func (c *Calculator) Report(p *btrfs.Pool) (*Report, error) {
 	used := dataUsed(p)
 	r.Usable = max(usable.data, used)
 	r.FreeAfterBalance = max(balanced, used) - used
+	r.FreeAfterBalance -= min(r.FreeAfterBalance, s.data.pending)
 	stranded := sum(r.Stranded)
 	r.StrandedMismatch = min(sum(usable.unused), stranded)
 	r.StrandedImbalance = stranded - r.StrandedMismatch
@@ -210,8 +211,20 @@ func newState(p *btrfs.Pool, l *Layout) (*state, error) {
 			s.reserve = 0 // it is part of what is reserved in the block groups of data
 		}
 	}
-	if data == nil {
-		return nil, fmt.Errorf("pool %s: the space accounting of data is unknown", p.UUID)
+	if data == nil || metadata == nil && !s.mixed {
+		return nil, fmt.Errorf("pool %s: the space accounting of data or metadata is unknown", p.UUID)
+	}
+	for i := range p.Devices {
+		if d := &p.Devices[i]; !d.Size.Known && !d.Missing.Value && !d.ReplaceTarget {
+			return nil, fmt.Errorf("pool %s: the size of device %d is unknown", p.UUID, d.ID)
+		}
+	}
+	for _, sp := range p.Spaces {
+		for _, profile := range sp.Profiles {
+			if profile.Total == 0 && len(sp.Profiles) > 1 {
+				return nil, fmt.Errorf("pool %s: the size of %s block groups in %s is unknown", p.UUID, sp.Type, profile.Profile)
+			}
+		}
 	}
 	devices, writeable := 0, uint64(0)
 	for i := range l.Devices {
@@ -265,9 +278,9 @@ func newSpace(from *btrfs.Space, target btrfs.Opt[btrfs.Profile], devices int, d
 }
 
 // preference is the order in which the kernel chooses among the profiles that
-// exist (btrfs_reduce_alloc_profile).
+// exist (btrfs_reduce_alloc_profile; raid1 before dup was measured on 6.18).
 var preference = [...]btrfs.Profile{
-	btrfs.RAID1C4, btrfs.RAID6, btrfs.RAID1C3, btrfs.RAID5, btrfs.RAID10, btrfs.DUP, btrfs.RAID1, btrfs.RAID0,
+	btrfs.RAID1C4, btrfs.RAID6, btrfs.RAID1C3, btrfs.RAID5, btrfs.RAID10, btrfs.RAID1, btrfs.DUP, btrfs.RAID0,
 }
 
 // nextProfile returns the profile of the next chunk of a type that has block
