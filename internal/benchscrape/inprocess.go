@@ -92,9 +92,11 @@ func (a allocations) String() string {
 	return fmt.Sprintf("%.0f times, %.0f bytes", a.count, a.bytes)
 }
 
-// within allows for the allocations of the runtime itself.
+// within allows for the allocations of the runtime itself, and for pooled
+// buffers that the garbage collector took (the race detector has a sync.Pool
+// lose some on purpose): less than a byte for each block group.
 func (a allocations) within(b allocations) bool {
-	return a.count <= b.count+2 && a.bytes <= b.bytes+512
+	return a.count <= b.count+2 && a.bytes < b.bytes+20_000
 }
 
 // cachedAllocations measures the readings of a pool that does not change.
