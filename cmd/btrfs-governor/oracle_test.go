@@ -52,7 +52,7 @@ func TestOracle(t *testing.T) {
 
 	t.Logf("\n%s", o.table())
 	for _, d := range o.discarded {
-		t.Logf("discarded, because the kernel gave the filesystem up: %s", d)
+		t.Logf("discarded, because there was no truth to compare with: %s", d)
 	}
 	if len(o.discarded)*10 > o.wanted {
 		t.Errorf("%d of %d pools were discarded", len(o.discarded), o.wanted)
