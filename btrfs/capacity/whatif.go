@@ -56,7 +56,7 @@ func (c Convert) String() string { return fmt.Sprintf("convert %s to %s", c.Type
 //
 // A conversion lays out the pool anew, as the balance does that it is. After a
 // removal or a smaller size the moved chunks are followed one by one in pools
-// of up to a few thousand; in larger ones the pool is laid out anew.
+// of up to maxRelocated chunks; larger ones are laid out anew.
 func WhatIf(p *btrfs.Pool, l *Layout, changes ...Change) (*Report, error) {
 	w := &whatIf{pool: *p, layout: *l}
 	w.pool.Devices = slices.Clone(p.Devices)
