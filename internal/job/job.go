@@ -1,0 +1,234 @@
+// Package job keeps the jobs of the daemon: what was asked for, by whom, and
+// what became of it. The history survives a restart.
+package job
+
+import (
+	"cmp"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
+)
+
+// State is what a job is about.
+type State string
+
+// The states of a job. Those from Succeeded on are its end.
+const (
+	Waiting   State = "waiting" // has not begun, or may not go on now
+	Running   State = "running"
+	Succeeded State = "succeeded"
+	Failed    State = "failed"
+	Cancelled State = "cancelled"
+)
+
+// Ended reports whether nothing more will happen.
+func (s State) Ended() bool { return s == Succeeded || s == Failed || s == Cancelled }
+
+func (s State) known() bool { return s == Waiting || s == Running || s.Ended() }
+
+// Job is one piece of work on a pool.
+type Job struct {
+	ID   string     `json:"id"`
+	Kind string     `json:"kind"` // such as scrub
+	Pool btrfs.UUID `json:"pool"`
+	// Requester is who asked for it, such as "unix socket, uid 0" or schedule.
+	Requester string    `json:"requester"`
+	State     State     `json:"state"`
+	Reason    string    `json:"reason,omitempty"` // why it waits, or ended as it did; a sentence
+	Created   time.Time `json:"created"`
+	Ended     time.Time `json:"ended,omitzero"`
+	// Request and Result are what was asked for and what came out, in the form
+	// of the kind of job.
+	Request json.RawMessage `json:"request,omitempty"`
+	Result  json.RawMessage `json:"result,omitempty"`
+}
+
+// Event is something that happened.
+type Event struct {
+	ID   uint64 `json:"id"`   // rises by one with each event of the process
+	Type string `json:"type"` // job or scrub
+	Data any    `json:"data"`
+}
+
+// subscriberEvents is how many events a subscriber may fall behind before it
+// loses the oldest.
+const subscriberEvents = 64
+
+const fileName = "jobs.json"
+
+// Store holds the jobs. It is safe for concurrent use.
+type Store struct {
+	dir   *state.Dir // nil: nothing is kept
+	limit int
+
+	mu          sync.Mutex
+	jobs        []Job // the oldest first
+	events      uint64
+	subscribers map[chan Event]bool
+}
+
+// ErrNotFound is returned for a job that there is not.
+var ErrNotFound = errors.New("there is no such job")
+
+// Open reads the history. It keeps at most limit ended jobs. With an error of
+// kind state.ErrDamaged the store is good, and empty. Jobs that had not ended
+// stay as they were: whoever runs them takes them up again or ends them.
+func Open(dir *state.Dir, limit int) (*Store, error) {
+	s := &Store{dir: dir, limit: limit, subscribers: make(map[chan Event]bool)}
+	if dir == nil {
+		return s, nil
+	}
+	var jobs []Job
+	err := dir.LoadJSON(fileName, &jobs, func() error {
+		seen := make(map[string]bool)
+		for i := range jobs {
+			j := &jobs[i]
+			if j.ID == "" || seen[j.ID] || !j.State.known() {
+				return fmt.Errorf("job %d (%q, state %q) cannot be", i, j.ID, j.State)
+			}
+			seen[j.ID] = true
+		}
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		s.jobs = jobs
+	}
+	return s, err
+}
+
+// Create adds a job that waits.
+func (s *Store) Create(kind string, pool btrfs.UUID, requester string, request any) (Job, error) {
+	text, err := json.Marshal(request)
+	if err != nil {
+		return Job{}, fmt.Errorf("create a %s job: %w", kind, err)
+	}
+	var random [6]byte
+	_, _ = rand.Read(random[:]) // never fails
+	j := Job{
+		ID: kind + "-" + hex.EncodeToString(random[:]), Kind: kind, Pool: pool, Requester: requester,
+		State: Waiting, Created: time.Now().UTC(), Request: text,
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.jobs = append(s.jobs, j)
+	s.forget()
+	if err := s.save(); err != nil {
+		s.jobs = s.jobs[:len(s.jobs)-1]
+		return Job{}, err
+	}
+	s.publish("job", j)
+	return j, nil
+}
+
+// Update changes a job. The change stands even where it could not be saved.
+func (s *Store) Update(id string, change func(*Job)) (Job, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	i := slices.IndexFunc(s.jobs, func(j Job) bool { return j.ID == id })
+	if i < 0 {
+		return Job{}, fmt.Errorf("job %s: %w", id, ErrNotFound)
+	}
+	change(&s.jobs[i])
+	j := s.jobs[i]
+	if j.State.Ended() && j.Ended.IsZero() {
+		s.jobs[i].Ended = time.Now().UTC()
+		j = s.jobs[i]
+	}
+	s.publish("job", j)
+	return j, s.save()
+}
+
+// Get returns a job.
+func (s *Store) Get(id string) (Job, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, j := range s.jobs {
+		if j.ID == id {
+			return j, nil
+		}
+	}
+	return Job{}, fmt.Errorf("job %s: %w", id, ErrNotFound)
+}
+
+// List returns all jobs, the newest first.
+func (s *Store) List() []Job {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	jobs := slices.Clone(s.jobs)
+	slices.Reverse(jobs)
+	slices.SortStableFunc(jobs, func(a, b Job) int { return cmp.Compare(b.Created.UnixNano(), a.Created.UnixNano()) })
+	return jobs
+}
+
+// Publish sends an event to all subscribers. It never waits for one.
+func (s *Store) Publish(kind string, data any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.publish(kind, data)
+}
+
+func (s *Store) publish(kind string, data any) {
+	s.events++
+	e := Event{ID: s.events, Type: kind, Data: data}
+	for ch := range s.subscribers {
+		select {
+		case ch <- e:
+			continue
+		default:
+		}
+		// It is slow: it loses the oldest event. Its ids tell it so.
+		select {
+		case <-ch:
+		default:
+		}
+		select {
+		case ch <- e:
+		default:
+		}
+	}
+}
+
+// Subscribe returns the events from now on, until stop is called.
+func (s *Store) Subscribe() (events <-chan Event, stop func()) {
+	ch := make(chan Event, subscriberEvents)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.subscribers[ch] = true
+	return ch, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.subscribers, ch)
+	}
+}
+
+// forget drops the oldest ended jobs over the limit.
+func (s *Store) forget() {
+	ended := 0
+	for i := len(s.jobs) - 1; i >= 0; i-- {
+		if !s.jobs[i].State.Ended() {
+			continue
+		}
+		if ended++; ended > s.limit {
+			s.jobs = slices.Delete(s.jobs, i, i+1)
+		}
+	}
+}
+
+func (s *Store) save() error {
+	if s.dir == nil {
+		return nil
+	}
+	return s.dir.SaveJSON(fileName, s.jobs)
+}
