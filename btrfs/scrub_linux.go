@@ -57,11 +57,11 @@ func (c *ScrubCounters) Add(o *ScrubCounters) {
 }
 
 // BytesScrubbed returns the bytes read and checked.
-func (c *ScrubCounters) BytesScrubbed() uint64 { return c.DataBytesScrubbed + c.TreeBytesScrubbed }
+func (c ScrubCounters) BytesScrubbed() uint64 { return c.DataBytesScrubbed + c.TreeBytesScrubbed }
 
 // Errors returns the number of errors found, each once: `btrfs scrub status`
 // counts them the same way.
-func (c *ScrubCounters) Errors() uint64 {
+func (c ScrubCounters) Errors() uint64 {
 	return c.ReadErrors + c.CsumErrors + c.VerifyErrors + c.SuperErrors
 }
 
@@ -137,10 +137,14 @@ func (f *Filesystem) ScrubProgress(devid uint64) (ScrubCounters, error) {
 	return args.progress, nil
 }
 
-// DeviceExtents returns the extents of one device that begin at from or
-// later, in order of their offset. Needs CAP_SYS_ADMIN.
-func (f *Filesystem) DeviceExtents(devid, from uint64) ([]DeviceExtent, error) {
-	var extents []DeviceExtent
+// DeviceExtents returns extents of one device that begin at from or later, in
+// order of their offset: as many as it takes to reach the given sum of bytes,
+// at least one if there is one. Needs CAP_SYS_ADMIN.
+func (f *Filesystem) DeviceExtents(devid, from, bytes uint64) ([]DeviceExtent, error) {
+	var (
+		extents []DeviceExtent
+		sum     uint64
+	)
 	err := f.walkTree(treeRange{
 		tree: treeDevice, minObject: devid, maxObject: devid,
 		minType: itemDeviceExtent, maxType: itemDeviceExtent, minOffset: from,
@@ -149,12 +153,17 @@ func (f *Filesystem) DeviceExtents(devid, from uint64) ([]DeviceExtent, error) {
 			return nil
 		}
 		e, err := parseDeviceExtent(it.objectID, it.offset, it.data)
-		if err == nil {
-			extents = append(extents, e)
+		if err != nil {
+			return err
 		}
-		return err
+		if len(extents) > 0 && sum+e.Length > bytes {
+			return errStopWalk
+		}
+		extents = append(extents, e)
+		sum += e.Length
+		return nil
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, errStopWalk) {
 		return nil, fmt.Errorf("%s: device %d: list its extents: %w", f.path, devid, err)
 	}
 	return extents, nil
@@ -404,4 +413,14 @@ func (c *Client) Disks(name string) ([]string, error) {
 		return nil, err
 	}
 	return disks, nil
+}
+
+// Label returns the label of a mounted filesystem, "" where it has none or is
+// not mounted. O(1), reads no disk.
+func (c *Client) Label(uuid UUID) string {
+	b, err := readFile(c.sysfsPool(uuid) + "/label")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(string(b), "\n")
 }

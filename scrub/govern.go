@@ -1,0 +1,106 @@
+package scrub
+
+import (
+	"slices"
+	"time"
+
+	"github.com/go-kit/log/level"
+
+	"github.com/btrfs-governor/btrfs-governor/scrub/throttle"
+)
+
+// governor has a scrub in mode auto give way to others.
+type governor struct {
+	controller *throttle.Controller
+	sampler    *throttle.Sampler
+	sample     throttle.Sample
+	last       time.Time
+	peak       uint64 // the highest rate of the pool so far, bytes per second
+	fault      bool   // one was logged
+}
+
+// newGovernor returns the governor of a pass; nil in other modes.
+func (p *pool) newGovernor() *governor {
+	p.mu.Lock()
+	mode, devices := p.cp.Options.Mode, slices.Clone(p.cp.Devices)
+	p.mu.Unlock()
+	if mode != Auto {
+		return nil
+	}
+	var (
+		names []string
+		disks [][]string
+	)
+	for i := range devices {
+		names = append(names, devices[i].Name)
+		disks = append(disks, p.disksOf(&devices[i]))
+	}
+	return &governor{
+		controller: throttle.New(throttle.Config{Interval: steerInterval, Names: names}),
+		sampler:    throttle.NewSampler(p.runner.paths.Proc, disks),
+	}
+}
+
+// firstLimit is the limit before the first sample, in bytes per second: who
+// reads at that moment does not feel it.
+const firstLimit = 25_000_000
+
+// warmUp is how long the disks are looked at before a scrub begins: that of a
+// quiet pool then begins at full speed.
+const warmUp = 600 * time.Millisecond
+
+// steer takes a sample and sets what the controller decides.
+func (p *pool) steer(g *governor) {
+	if g == nil {
+		return
+	}
+	now := p.runner.now()
+	if err := g.sampler.Sample(&g.sample); err != nil {
+		if !g.fault {
+			g.fault = true
+			level.Warn(p.runner.logger).Log("msg", "what others read and write cannot be seen: the scrub goes at a fixed rate", "pool", p.uuid, "rate", firstLimit, "err", err)
+			p.limit(firstLimit)
+		}
+		return
+	}
+	g.urge(p, now)
+	d := g.controller.Step(g.sample)
+	p.limit(d.Limits...)
+
+	p.mu.Lock()
+	was := p.yielding
+	p.yielding, p.why = d.Yielding, d.Reason
+	if was && !g.last.IsZero() {
+		p.cp.Yielded += now.Sub(g.last)
+	}
+	g.last = now
+	p.mu.Unlock()
+	if was != d.Yielding {
+		level.Debug(p.runner.logger).Log("msg", "scrub", "pool", p.uuid, "yielding", d.Yielding, "reason", d.Reason)
+		p.publish()
+	}
+}
+
+// urge raises the floor of the rate as the deadline nears.
+func (g *governor) urge(p *pool, now time.Time) {
+	p.mu.Lock()
+	deadline := p.cp.Options.Deadline
+	var left, rate, devices uint64
+	for i := range p.cp.Devices {
+		d := &p.cp.Devices[i]
+		if d.Done {
+			continue
+		}
+		devices++
+		l := p.live[d.DevID]
+		// The device that has the most left decides: all run side by side.
+		left = max(left, d.Size-min(d.Size, d.Position+l.position))
+		rate = max(rate, l.rate)
+	}
+	p.mu.Unlock()
+	if deadline.IsZero() || devices == 0 {
+		return
+	}
+	g.peak = max(g.peak, rate)
+	g.controller.SetUrgency(throttle.Floor(left, deadline.Sub(now), max(g.peak, firstLimit)))
+}

@@ -1,0 +1,161 @@
+package scrub_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/go-kit/log"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
+	"github.com/btrfs-governor/btrfs-governor/internal/job"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+)
+
+// asDaemon makes the test binary a process that runs a Runner on the state and
+// status directories that it names, until it gets SIGTERM.
+const asDaemon = "BTRFS_GOVERNOR_SCRUB_TEST_DAEMON"
+
+func TestMain(m *testing.M) {
+	if paths := os.Getenv(asDaemon); paths != "" {
+		if err := daemon(paths); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func daemon(paths string) error {
+	stateDir, statusDir, _ := strings.Cut(paths, ":")
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	dir := state.NewDir(stateDir)
+	jobs, err := job.Open(dir, 100)
+	if err != nil {
+		return err
+	}
+	r, err := scrub.New(scrub.Config{
+		Logger: log.NewLogfmtLogger(os.Stderr), Client: btrfs.NewClient(btrfs.DefaultPaths()), Paths: btrfs.DefaultPaths(),
+		State: dir, Jobs: jobs, StatusDir: statusDir, BatchBytes: 1,
+	})
+	if err != nil {
+		return err
+	}
+	return r.Run(ctx)
+}
+
+// process is a daemon in a process of its own.
+type process struct {
+	t   *testing.T
+	cmd *exec.Cmd
+	log strings.Builder
+}
+
+func spawn(t *testing.T, d dirs) *process {
+	t.Helper()
+	program, err := os.Executable()
+	must(t, err)
+	p := &process{t: t, cmd: exec.Command(program)}
+	p.cmd.Env = append(os.Environ(), asDaemon+"="+d.state+":"+d.status)
+	p.cmd.Stderr = &p.log
+	must(t, p.cmd.Start())
+	return p
+}
+
+func (p *process) end(s os.Signal) {
+	p.t.Helper()
+	must(p.t, p.cmd.Process.Signal(s))
+	err := p.cmd.Wait()
+	if s == syscall.SIGTERM && err != nil {
+		p.t.Errorf("the daemon ended with %v:\n%s", err, p.log.String())
+	}
+}
+
+func TestCountersAreExactThroughInterruptions(t *testing.T) {
+	const interruptions = 20
+	rig := btrfstest.New(t)
+	pool, corrupt := corruptPool(t, rig)
+	want := reference(t, pool)
+	corrupt()
+	uuid := uuidOf(t, pool)
+	d := newDirs(t)
+	setSpeedMax(t, pool, "777000000")
+	before := speedMax(t, pool)
+
+	r := start(t, d)
+	r.begin(uuid, scrub.Options{Mode: scrub.Limit, Limit: 200 << 20})
+	r.until(uuid, "it runs", func(s *scrub.Status) bool { return s.State == scrub.Running })
+	rng := rand.New(rand.NewPCG(3, 9))
+	kinds := map[string]int{}
+	for i := range interruptions {
+		// A device extent takes a second: most interruptions hit one halfway.
+		longest := 700 * time.Millisecond
+		if i%4 == 3 {
+			longest = 2500 * time.Millisecond
+		}
+		pause := time.Duration(rng.Int64N(int64(longest)))
+		switch kind := []string{"pause", "SIGTERM", "SIGKILL", "remount", "stop"}[i%5]; kind {
+		case "pause", "remount":
+			time.Sleep(pause) // a random moment is what is wanted
+			if _, err := r.Pause(uuid); err != nil {
+				t.Logf("interruption %d: %v", i, err)
+				break
+			}
+			r.until(uuid, "it is paused", func(s *scrub.Status) bool { return s.State == scrub.Paused })
+			if kind == "remount" {
+				unmountWhenFree(t, pool)
+				must(t, pool.Mount())
+			}
+			_, err := r.Resume(uuid)
+			must(t, err)
+			kinds[kind]++
+		case "stop":
+			time.Sleep(pause)
+			r.stop()
+			kinds[kind]++
+			r = start(t, d)
+		default:
+			r.stop()
+			p := spawn(t, d)
+			time.Sleep(50*time.Millisecond + pause)
+			if kind == "SIGTERM" {
+				p.end(syscall.SIGTERM)
+			} else {
+				p.end(syscall.SIGKILL)
+			}
+			kinds[kind]++
+			r = start(t, d)
+		}
+	}
+	s := r.finish(uuid)
+	if s.State != scrub.Finished {
+		t.Fatalf("it ended as %s: %s", s.State, s.Reason)
+	}
+	t.Logf("interrupted by %v; %s", kinds, s.Reason)
+	sameCounters(t, countersOf(&s), want)
+	for devid, c := range reference(t, pool, "-r") {
+		if c["corrected_errors"] != 0 || c["super_errors"] != 0 {
+			t.Errorf("device %d still has errors that can be repaired: %v", devid, c)
+		}
+	}
+	if after := speedMax(t, pool); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("scrub_speed_max is %v, and was %v", after, before)
+	}
+}
+
+// unmountWhenFree unmounts a pool as soon as a paused scrub lets go of it.
+func unmountWhenFree(t *testing.T, pool *btrfstest.Pool) {
+	t.Helper()
+	must(t, pool.Unmount()) // which waits while it is busy
+}

@@ -1,0 +1,269 @@
+package scrub
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"github.com/go-kit/log/level"
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+)
+
+// pass is a time in which the devices of a pool are scrubbed: from one pause
+// to the next. All devices run at once, each on a thread of its own.
+type pass struct {
+	pool     *pool
+	governor *governor // nil in modes other than auto
+	workers  []*worker
+	began    time.Time
+	before   time.Duration // checkpoint.Active when it began
+
+	mu   sync.Mutex
+	stop error // why it is to end; nil while it is to go on
+
+	done chan struct{} // closed when all workers have ended
+}
+
+// startPass begins a pass over the devices that are not done.
+func (p *pool) startPass(g *governor) *pass {
+	a := &pass{pool: p, governor: g, began: p.runner.now(), done: make(chan struct{})}
+	p.mu.Lock()
+	a.before = p.cp.Active
+	for i := range p.cp.Devices {
+		d := &p.cp.Devices[i]
+		if d.Done {
+			continue
+		}
+		if d.Started.IsZero() {
+			d.Started = a.began
+		}
+		a.workers = append(a.workers, &worker{pass: a, index: i})
+	}
+	p.pass = a
+	p.mu.Unlock()
+
+	var group sync.WaitGroup
+	for _, w := range a.workers {
+		group.Go(func() { a.ended(w, w.run()) })
+	}
+	go func() {
+		group.Wait()
+		close(a.done)
+	}()
+	return a
+}
+
+// ended takes the outcome of a worker.
+func (a *pass) ended(w *worker, err error) {
+	switch {
+	case err == nil, errors.Is(err, errStopped):
+		return
+	case errors.Is(err, errCancelled), errors.Is(err, errBusy), errors.Is(err, errOperation),
+		errors.Is(err, errNotMounted), errors.Is(err, errReadOnlyPool):
+		a.end(err)
+		return
+	}
+	// It concerns this device alone: the others go on.
+	if errors.Is(err, unix.ENODEV) {
+		err = fmt.Errorf("the device is missing: %w", err)
+	}
+	level.Error(a.pool.runner.logger).Log("msg", "the scrub of a device was given up", "pool", a.pool.uuid, "err", err)
+	a.pool.updateDevice(w.index, func(d *deviceCheckpoint) {
+		d.Done, d.Error, d.Finished = true, err.Error(), a.pool.runner.now()
+	})
+	if err := a.pool.save(); err != nil {
+		a.end(err)
+	}
+}
+
+// end makes the pass end with an outcome, if it has none yet.
+func (a *pass) end(outcome error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.stop == nil {
+		a.stop = outcome
+	}
+}
+
+func (a *pass) stopping() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stop != nil
+}
+
+func (a *pass) outcome() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stop
+}
+
+// foundErrors is called when a batch had errors.
+func (a *pass) foundErrors(devid uint64) {
+	level.Warn(a.pool.runner.logger).Log("msg", "the scrub found errors", "pool", a.pool.uuid, "devid", devid)
+	a.pool.damaged()
+}
+
+// cancelInterval is the pause between two attempts to cancel what the workers
+// are in: one may be on its way into the kernel.
+const cancelInterval = 20 * time.Millisecond
+
+// cancelCalls ends the calls under way, after end. It returns when the workers
+// have ended, which on a disk that hangs is when that answers.
+func (a *pass) cancelCalls() {
+	ticker := time.NewTicker(cancelInterval)
+	defer ticker.Stop()
+	for {
+		a.cancelOnce()
+		select {
+		case <-a.done:
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (a *pass) cancelOnce() {
+	r, uuid := a.pool.runner, a.pool.uuid
+	inCall := false
+	for _, w := range a.workers {
+		w.mu.Lock()
+		inCall = inCall || w.filesystem != nil
+		w.mu.Unlock()
+	}
+	if !inCall {
+		return
+	}
+	// A cancel would end a device replace too. Then the call is let go on to
+	// its end at the pace of a pause.
+	if op, err := r.client.ExclusiveOperation(uuid); err != nil || op == "device replace" {
+		a.pool.limit(1)
+		return
+	}
+	f, _, err := r.open(uuid)
+	if err != nil {
+		return
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	if err := f.CancelScrub(); err != nil && !errors.Is(err, unix.ENOTCONN) {
+		level.Warn(r.logger).Log("msg", "the scrub could not be cancelled", "pool", uuid, "err", err)
+	}
+}
+
+// open opens a mounted pool and makes sure that it is the one.
+func (r *Runner) open(uuid btrfs.UUID) (*btrfs.Filesystem, *btrfs.Mount, error) {
+	mounts, err := r.client.Mounts()
+	for i := range mounts {
+		m := &mounts[i]
+		if m.UUID != uuid {
+			continue
+		}
+		f, _, err := r.client.Open(m)
+		if errors.Is(err, btrfs.ErrUnmounted) {
+			return nil, nil, fmt.Errorf("%w: %w", errNotMounted, err)
+		}
+		return f, m, err
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return nil, nil, errNotMounted
+}
+
+// limit sets the limit of all devices of the pass, and notes before the first
+// change what is to be put back.
+func (p *pool) limit(bytesPerSecond ...uint64) {
+	p.mu.Lock()
+	devices := make([]uint64, len(p.cp.Devices))
+	for i := range p.cp.Devices {
+		devices[i] = p.cp.Devices[i].DevID
+	}
+	noted := p.cp.SpeedMax != nil
+	p.mu.Unlock()
+
+	if !noted {
+		before := make(map[uint64]uint64, len(devices))
+		for _, devid := range devices {
+			v, err := p.runner.client.ScrubSpeedMax(p.uuid, devid)
+			switch {
+			case err == nil:
+				before[devid] = v
+			case !errors.Is(err, fs.ErrNotExist):
+				p.limitFailed(err)
+				return
+			}
+		}
+		p.mu.Lock()
+		p.cp.SpeedMax = before
+		p.mu.Unlock()
+		if err := p.save(); err != nil {
+			p.limitFailed(err)
+			return
+		}
+	}
+	for i, devid := range devices {
+		rate := bytesPerSecond[0]
+		if i < len(bytesPerSecond) {
+			rate = bytesPerSecond[i]
+		}
+		p.mu.Lock()
+		_, known := p.cp.SpeedMax[devid]
+		same := p.limits[devid] == rate+1
+		p.mu.Unlock()
+		if !known || same {
+			continue
+		}
+		if err := p.runner.client.SetScrubSpeedMax(p.uuid, devid, rate); err != nil {
+			p.limitFailed(err)
+			continue
+		}
+		p.mu.Lock()
+		p.limits[devid] = rate + 1
+		p.mu.Unlock()
+	}
+}
+
+func (p *pool) limitFailed(err error) {
+	p.mu.Lock()
+	first := !p.limitFault
+	p.limitFault = true
+	p.mu.Unlock()
+	if first {
+		level.Warn(p.runner.logger).Log("msg", "the speed of the scrub cannot be set, so it is not throttled", "pool", p.uuid, "err", err)
+	}
+}
+
+// putBack sets scrub_speed_max to what it was.
+func (p *pool) putBack() {
+	p.mu.Lock()
+	before := p.cp.SpeedMax
+	p.mu.Unlock()
+	if before == nil {
+		return
+	}
+	for devid, v := range before {
+		err := p.runner.client.SetScrubSpeedMax(p.uuid, devid, v)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			// The kernel keeps the limit of a pool that is not mounted: it is put
+			// back when that is mounted again. A device that is gone has none.
+			if _, err := p.runner.client.ExclusiveOperation(p.uuid); err != nil {
+				return
+			}
+			continue
+		}
+		if err != nil {
+			level.Warn(p.runner.logger).Log("msg", "the limit of a device's scrub could not be put back", "pool", p.uuid, "devid", devid, "limit", v, "err", err)
+			return // at the next start
+		}
+	}
+	p.mu.Lock()
+	p.cp.SpeedMax = nil
+	clear(p.limits)
+	p.mu.Unlock()
+	if err := p.save(); err != nil {
+		level.Warn(p.runner.logger).Log("msg", "the state of a scrub could not be saved", "pool", p.uuid, "err", err)
+	}
+}

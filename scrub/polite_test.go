@@ -1,0 +1,322 @@
+package scrub_test
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+)
+
+// cleanPool makes a RAID1 pool with some data on plain disks.
+func cleanPool(t *testing.T, rig *btrfstest.Rig, disks ...*btrfstest.Disk) *btrfstest.Pool {
+	t.Helper()
+	o := btrfstest.PoolOptions{Disks: disks, Data: "raid1", Metadata: "raid1"}
+	for range 2 - len(disks) {
+		o.Sizes = append(o.Sizes, gib)
+	}
+	pool, err := rig.NewPool(o)
+	must(t, err)
+	must(t, pool.WriteFile("film", 300*mib, rand.New(rand.NewPCG(1, 1))))
+	must(t, pool.DropCaches())
+	return pool
+}
+
+// slowly are options with which a clean pool takes half a minute.
+var slowly = scrub.Options{Mode: scrub.Limit, Limit: 10 << 20}
+
+func isRunning(s *scrub.Status) bool {
+	return s.State == scrub.Running && s.Counters().BytesScrubbed() > 0
+}
+
+func TestPauseIsQuietAndResumeGoesOn(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	r := start(t, newDirs(t))
+	r.begin(uuid, scrub.Options{Mode: scrub.Limit, Limit: 60 << 20})
+	r.until(uuid, "it runs", isRunning)
+	_, err := r.Pause(uuid)
+	must(t, err)
+	// A paused scrub lets go of the pool: no scrub runs in the kernel, and it
+	// can be unmounted.
+	r.until(uuid, "it is paused", func(s *scrub.Status) bool { return s.State == scrub.Paused })
+	must(t, pool.Unmount())
+	must(t, pool.Mount())
+	_, err = r.Resume(uuid)
+	must(t, err)
+	if s := r.finish(uuid); s.State != scrub.Finished || s.Progress != 1 {
+		t.Errorf("it ended as %s (%s) with progress %v", s.State, s.Reason, s.Progress)
+	}
+}
+
+func TestTwoStartsAtOnceAreOneScrub(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	r := start(t, newDirs(t))
+	first := r.begin(uuid, slowly)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			j, err := r.Start(uuid, slowly, "test")
+			if !errors.Is(err, scrub.ErrRunning) || j.ID != first.ID {
+				t.Errorf("a second start gave job %q and %v, want %q and ErrRunning", j.ID, err, first.ID)
+			}
+		})
+	}
+	wg.Wait()
+	_, err := r.Cancel(uuid)
+	must(t, err)
+	if s := r.finish(uuid); s.State != scrub.Cancelled {
+		t.Errorf("it ended as %s", s.State)
+	}
+	j, err := r.jobs.Get(first.ID)
+	must(t, err)
+	if j.State != "cancelled" || j.Ended.IsZero() || len(j.Result) == 0 {
+		t.Errorf("the job is %+v", j)
+	}
+}
+
+func TestForeignScrubIsWaitedForAndNotTouched(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	setSpeedMax(t, pool, strconv.Itoa(60<<20))
+	cmd := exec.Command("btrfs", "scrub", "start", "-B", pool.Mountpoint)
+	must(t, cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	waitForKernelScrub(t, pool)
+	r := start(t, newDirs(t))
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	s := r.until(uuid, "it waits", func(s *scrub.Status) bool { return s.State == scrub.Waiting && s.Reason != "" })
+	if !strings.Contains(s.Reason, "nother scrub") {
+		t.Errorf("it waits because: %s", s.Reason)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the scrub of btrfs-progs ended with %v", err)
+	}
+	if s := r.finish(uuid); s.State != scrub.Finished {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+}
+
+// waitForKernelScrub waits until a scrub of the first device runs.
+func waitForKernelScrub(t *testing.T, pool *btrfstest.Pool) {
+	t.Helper()
+	f, err := btrfs.OpenFilesystem(pool.Mountpoint)
+	must(t, err)
+	defer f.Close()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if _, err := f.ScrubProgress(1); err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no scrub runs")
+		}
+	}
+}
+
+func TestScrubCancelledBySomebodyElseSaysSo(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	r := start(t, newDirs(t))
+	r.begin(uuid, slowly)
+	r.until(uuid, "it runs", isRunning)
+	if out, err := progs(t, "scrub", "cancel", pool.Mountpoint); err != nil {
+		t.Fatalf("btrfs scrub cancel: %v\n%s", err, out)
+	}
+	if s := r.finish(uuid); s.State != scrub.Cancelled || !strings.Contains(s.Reason, "omebody else") {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+}
+
+func TestReplaceIsNeverHarmed(t *testing.T) {
+	rig := btrfstest.New(t)
+	faults, err := rig.NewFaultDir()
+	must(t, err)
+	slow, err := faults.NewDisk(gib)
+	must(t, err)
+	pool := cleanPool(t, rig, slow.Disk)
+	uuid := uuidOf(t, pool)
+	slow.Slow(time.Millisecond, 40_000_000) // the replace takes some seconds
+	target, err := rig.NewDisk(btrfstest.DiskOptions{Size: gib})
+	must(t, err)
+	must(t, pool.Replace(slow.DevID, target, false))
+	operation := func() string {
+		op, err := pool.Sysfs("exclusive_operation")
+		must(t, err)
+		return op
+	}
+	for deadline := time.Now().Add(patience); operation() != "device replace"; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the replace does not start")
+		}
+	}
+	r := start(t, newDirs(t))
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	r.until(uuid, "it waits", func(s *scrub.Status) bool { return s.State == scrub.Waiting && strings.Contains(s.Reason, "replace") })
+	_, err = r.Cancel(uuid)
+	must(t, err)
+	r.finish(uuid)
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	must(t, pool.WaitReplace()) // an error if it was cancelled
+	if s := r.finish(uuid); s.State != scrub.Finished {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+}
+
+func TestReplaceStartedDuringAScrubIsNotHarmed(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	target, err := rig.NewDisk(btrfstest.DiskOptions{Size: gib})
+	must(t, err)
+	r := start(t, newDirs(t))
+	r.begin(uuid, slowly)
+	r.until(uuid, "it runs", isRunning)
+	// The kernel refuses a replace of a device that is being scrubbed, and says
+	// so; after a pause it accepts it.
+	if err := pool.Replace(1, target, true); err == nil {
+		t.Log("the kernel accepted the replace beside the scrub")
+	} else {
+		t.Logf("beside the scrub: %v", err)
+		_, err = r.Pause(uuid)
+		must(t, err)
+		r.until(uuid, "it is paused", func(s *scrub.Status) bool { return s.State == scrub.Paused })
+		must(t, pool.Replace(1, target, true))
+		_, err = r.Resume(uuid)
+		must(t, err)
+	}
+	_, err = r.Cancel(uuid)
+	must(t, err)
+	r.finish(uuid)
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	if s := r.finish(uuid); s.State != scrub.Finished {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+}
+
+func TestBalanceResizeAndDeviceAddBesideAScrub(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	r := start(t, newDirs(t))
+	r.begin(uuid, scrub.Options{Mode: scrub.Limit, Limit: 100 << 20})
+	r.until(uuid, "it runs", isRunning)
+	_, err := pool.AddDisk(gib)
+	must(t, err)
+	must(t, pool.Balance("-dusage=50"))
+	must(t, pool.ResizeDisk(1, 2*gib))
+	if s := r.finish(uuid); s.State != scrub.Finished {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+}
+
+func TestHungDiskBlocksNobody(t *testing.T) {
+	btrfstest.RequireFUSE(t)
+	rig := btrfstest.New(t)
+	faults, err := rig.NewFaultDir()
+	must(t, err)
+	disk, err := faults.NewDisk(gib)
+	must(t, err)
+	hung := cleanPool(t, rig, disk.Disk)
+	other := cleanPool(t, rig)
+	r := start(t, newDirs(t))
+	r.SetSettings(scrub.Settings{MaxPools: 2})
+	r.begin(uuidOf(t, hung), scrub.Options{Mode: scrub.Limit, Limit: 20 << 20})
+	r.until(uuidOf(t, hung), "it runs", isRunning)
+	disk.Hang()
+	for deadline := time.Now().Add(patience); disk.Waiting() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing waits for the disk")
+		}
+	}
+	r.begin(uuidOf(t, other), scrub.Options{Mode: scrub.Full})
+	if s := r.finish(uuidOf(t, other)); s.State != scrub.Finished {
+		t.Errorf("the other pool's scrub ended as %s: %s", s.State, s.Reason)
+	}
+	if _, err := r.Cancel(uuidOf(t, hung)); err != nil {
+		t.Error(err)
+	}
+	disk.Release()
+	if s := r.finish(uuidOf(t, hung)); s.State != scrub.Cancelled {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+}
+
+func TestRepairThatDoesNotReachTheDiskIsNotCounted(t *testing.T) {
+	btrfstest.RequireFUSE(t)
+	rig := btrfstest.New(t)
+	faults, err := rig.NewFaultDir()
+	must(t, err)
+	disk, err := faults.NewDisk(gib)
+	must(t, err)
+	pool := cleanPool(t, rig, disk.Disk)
+	must(t, pool.WriteFile("photo", 4*mib, rand.New(rand.NewPCG(5, 5))))
+	places, err := pool.Physical("photo", 0)
+	must(t, err)
+	for i, place := range places {
+		if place.DevID == disk.DevID {
+			must(t, pool.CorruptFile("photo", 0, i))
+			disk.FailWrites(place.Physical&^(64<<10-1), 64<<10)
+		}
+	}
+	r := start(t, newDirs(t))
+	uuid := uuidOf(t, pool)
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	s := r.finish(uuid)
+	c := s.Counters()
+	if c.CsumErrors != 1 || c.CorrectedErrors != 0 {
+		t.Errorf("%d checksum errors, %d corrected; want 1 and 0, for the disk refused the write", c.CsumErrors, c.CorrectedErrors)
+	}
+	disk.Heal()
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	s = r.finish(uuid)
+	if c := s.Counters(); c.CsumErrors != 1 || c.CorrectedErrors != 1 {
+		t.Errorf("afterwards %d checksum errors, %d corrected; want 1 and 1", c.CsumErrors, c.CorrectedErrors)
+	}
+}
+
+func TestMissingDeviceFailsTheScrubAndTheOthersAreDone(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	must(t, pool.Detach(2))
+	must(t, pool.MountDegraded(false))
+	r := start(t, newDirs(t))
+	uuid := uuidOf(t, pool)
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	s := r.finish(uuid)
+	if s.State != scrub.Failed || !strings.Contains(s.Reason, "missing") {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+	if s.Devices[0].Error != "" || s.Devices[0].Counters.BytesScrubbed() == 0 {
+		t.Errorf("the device that is there: %+v", s.Devices[0])
+	}
+}
+
+func TestReadOnlyMountIsRefusedUnlessTheScrubIsReadOnly(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	r := start(t, newDirs(t))
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	r.finish(uuid)
+	must(t, pool.Remount("ro"))
+	if _, err := r.Start(uuid, scrub.Options{Mode: scrub.Full}, "test"); !errors.Is(err, scrub.ErrRefused) {
+		t.Errorf("a scrub of a read-only mount: %v, want ErrRefused", err)
+	}
+	r.begin(uuid, scrub.Options{Mode: scrub.Full, ReadOnly: true})
+	if s := r.finish(uuid); s.State != scrub.Finished {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+}

@@ -1,0 +1,522 @@
+package scrub
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-kit/log/level"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/job"
+)
+
+// want is what the user asked for last.
+type want int
+
+const (
+	wantRun want = iota
+	wantPause
+	wantCancel
+)
+
+// pool is the scrub of one pool.
+type pool struct {
+	runner *Runner
+	uuid   btrfs.UUID
+
+	saving sync.Mutex // one save at a time, in order
+
+	mu      sync.Mutex
+	cp      checkpoint
+	want    want
+	by      string        // who wants it, for the reason
+	changed chan struct{} // gets a value when want changed
+	active  bool          // its loop runs
+	pass    *pass         // nil while none runs
+	foreign *Status       // a scrub that somebody else runs; nil where none does
+
+	limits     map[uint64]uint64 // by devid, plus one: what was set last
+	limitFault bool              // one was logged
+	fileFault  bool              // likewise
+	yielding   bool
+	why        string // why it yields
+	pace       pace
+	live       map[uint64]liveDevice
+	damage     *damageFinder
+}
+
+// liveDevice is what is known of a call under way.
+type liveDevice struct {
+	counters btrfs.ScrubCounters
+	position uint64 // bytes of its extents that are done, about
+	rate     uint64
+}
+
+// options returns what was asked for.
+func (p *pool) options() Options {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cp.Options
+}
+
+func (p *pool) device(i int) deviceCheckpoint {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.cp.Devices[i]
+}
+
+func (p *pool) updateDevice(i int, change func(*deviceCheckpoint)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(&p.cp.Devices[i])
+	delete(p.live, p.cp.Devices[i].DevID)
+}
+
+// save writes the checkpoint.
+func (p *pool) save() error {
+	if p.runner.state == nil {
+		return nil
+	}
+	p.saving.Lock()
+	defer p.saving.Unlock()
+	p.mu.Lock()
+	if a := p.pass; a != nil {
+		p.cp.Active = a.before + p.runner.now().Sub(a.began)
+	}
+	cp := p.cp.clone()
+	p.mu.Unlock()
+	return p.runner.state.SaveJSON(checkpointName(p.uuid), &cp)
+}
+
+func (p *pool) saveOrLog() {
+	if err := p.save(); err != nil {
+		level.Error(p.runner.logger).Log("msg", "the state of a scrub could not be saved", "pool", p.uuid, "err", err)
+	}
+}
+
+// setState changes the state and tells those who watch. An unchanged one costs
+// nothing.
+func (p *pool) setState(s State, reason string) {
+	p.mu.Lock()
+	same := p.cp.State == s && p.cp.Reason == reason
+	from := p.cp.State
+	p.cp.State, p.cp.Reason = s, reason
+	if !s.Active() {
+		p.active = false
+	}
+	if !same && s == Paused {
+		p.countPause("user")
+	}
+	jobID := p.cp.JobID
+	p.mu.Unlock()
+	if same {
+		return
+	}
+	level.Info(p.runner.logger).Log("msg", "scrub", "pool", p.uuid, "job", jobID, "state", s, "was", from, "reason", reason)
+	p.saveOrLog()
+	p.updateJob(func(j *job.Job) { j.State, j.Reason = jobState(s), reason })
+	p.publish()
+}
+
+// jobState is the state of the job of a scrub.
+func jobState(s State) job.State {
+	switch s {
+	case Finished:
+		return job.Succeeded
+	case Failed:
+		return job.Failed
+	case Cancelled:
+		return job.Cancelled
+	case Waiting, Paused:
+		return job.Waiting
+	}
+	return job.Running
+}
+
+// countPause counts a pause. p.mu is held.
+func (p *pool) countPause(reason string) {
+	p.cp.Pauses++
+	if p.cp.History.Pauses == nil {
+		p.cp.History.Pauses = make(map[string]uint64)
+	}
+	p.cp.History.Pauses[reason]++
+}
+
+func (p *pool) updateJob(change func(*job.Job)) {
+	p.mu.Lock()
+	id := p.cp.JobID
+	p.mu.Unlock()
+	if id == "" {
+		return
+	}
+	if _, err := p.runner.jobs.Update(id, change); err != nil {
+		level.Warn(p.runner.logger).Log("msg", "the job of a scrub could not be updated", "pool", p.uuid, "job", id, "err", err)
+	}
+}
+
+func (p *pool) publish() { p.runner.jobs.Publish("scrub", p.status()) }
+
+// ask changes what is wanted.
+func (p *pool) ask(w want, by string) {
+	p.mu.Lock()
+	p.want, p.by = w, by
+	p.mu.Unlock()
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (p *pool) wanted() (want, string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.want, p.by
+}
+
+// retryInterval is how often it is looked whether a scrub that waits may go on.
+const retryInterval = 500 * time.Millisecond
+
+// loop runs the scrub to its end, or until ctx is done.
+func (p *pool) loop(ctx context.Context) {
+	for ctx.Err() == nil {
+		w, by := p.wanted()
+		switch w {
+		case wantCancel:
+			p.finish(Cancelled, by)
+			return
+		case wantPause:
+			p.setState(Paused, by)
+			p.sleep(ctx, 0)
+			continue
+		}
+		release, reason := p.mayRun()
+		if release == nil {
+			p.setState(Waiting, reason)
+			p.sleep(ctx, retryInterval)
+			continue
+		}
+		err := p.runPass(ctx)
+		release()
+		switch {
+		case err == nil:
+			p.conclude()
+			return
+		case errors.Is(err, errStopped):
+		case errors.Is(err, errCancelled):
+			p.finish(Cancelled, upper(errCancelled.Error()))
+			return
+		case errors.Is(err, errReadOnlyPool):
+			p.finish(Failed, upper(errReadOnlyPool.Error()))
+			return
+		default:
+			// Busy, unmounted, or an error that may pass: it goes on from the
+			// checkpoint.
+			p.setState(Waiting, upper(err.Error()))
+			p.sleep(ctx, retryInterval)
+		}
+	}
+}
+
+func upper(s string) string {
+	if s == "" {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:]
+}
+
+// sleep waits until something else is wanted, ctx is done or a time has
+// passed; 0 is no time.
+func (p *pool) sleep(ctx context.Context, d time.Duration) {
+	var timer <-chan time.Time
+	if d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case <-ctx.Done():
+	case <-p.changed:
+	case <-timer:
+	}
+}
+
+// mayRun looks whether the scrub may run now. If so it takes a place among
+// those that run, which release gives back; else it says why not.
+func (p *pool) mayRun() (release func(), reason string) {
+	r := p.runner
+	now := r.now()
+	o := p.options()
+	if now.Before(o.NotBefore) {
+		return nil, "It is not to begin before " + o.NotBefore.Local().Format(time.RFC1123)
+	}
+	if reason := r.heldBack(now); reason != "" {
+		return nil, reason
+	}
+	f, m, err := r.open(p.uuid)
+	if err != nil {
+		return nil, upper(err.Error())
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	op, err := r.client.ExclusiveOperation(p.uuid)
+	if err != nil {
+		return nil, upper(err.Error())
+	}
+	if holdsScrub(op) {
+		return nil, fmt.Sprintf("A %s runs", op)
+	}
+	if err := p.refreshDevices(f, m); err != nil {
+		return nil, upper(err.Error())
+	}
+	p.mu.Lock()
+	devices := slices.Clone(p.cp.Devices)
+	p.mu.Unlock()
+	var disks []string
+	for i := range devices {
+		d := &devices[i]
+		if d.Done {
+			continue
+		}
+		if _, err := f.ScrubProgress(d.DevID); err == nil {
+			return nil, "Another scrub runs"
+		}
+		disks = append(disks, p.disksOf(d)...)
+	}
+	return r.takePlace(p.uuid, disks)
+}
+
+// disksOf returns the whole disks beneath a device.
+func (p *pool) disksOf(d *deviceCheckpoint) []string {
+	if d.Name == "" {
+		return nil
+	}
+	disks, err := p.runner.client.Disks(d.Name)
+	if err != nil {
+		level.Warn(p.runner.logger).Log("msg", "the disks beneath a device are not known", "pool", p.uuid, "device", d.Name, "err", err)
+		return []string{d.Name}
+	}
+	return disks
+}
+
+// refreshDevices holds the devices of the checkpoint against those that the
+// pool has now.
+func (p *pool) refreshDevices(f *btrfs.Filesystem, m *btrfs.Mount) error {
+	pool, err := p.runner.client.ReadPool(f, m, "")
+	if pool == nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cp.Started.IsZero() {
+		p.cp.Started = p.runner.now()
+	}
+	var devices []deviceCheckpoint
+	for _, d := range pool.Devices {
+		// A seed device belongs to another filesystem, and a replace target to
+		// none yet.
+		if d.ReplaceTarget || !d.FSID.IsZero() && d.FSID != p.uuid {
+			continue
+		}
+		i := slices.IndexFunc(p.cp.Devices, func(c deviceCheckpoint) bool { return c.DevID == d.ID && c.UUID == d.UUID })
+		c := deviceCheckpoint{DevID: d.ID, UUID: d.UUID}
+		if i >= 0 {
+			c = p.cp.Devices[i]
+		}
+		c.Name, c.Path = d.Name, d.Path
+		if !c.Done {
+			c.Size = max(d.Used.Value, c.Position)
+		}
+		if d.Missing.Value && !c.Done {
+			c.Done, c.Error = true, "the device is missing: it could not be scrubbed"
+		}
+		devices = append(devices, c)
+	}
+	p.cp.Devices = devices
+	return nil
+}
+
+// runPass scrubs until all is done (nil), or until something ends it.
+func (p *pool) runPass(ctx context.Context) error {
+	p.mu.Lock()
+	p.yielding, p.why = false, ""
+	p.mu.Unlock()
+	governor := p.newGovernor()
+	switch o := p.options(); o.Mode {
+	case Limit:
+		p.limit(o.Limit)
+	case Full:
+		p.limit(0)
+	default:
+		p.limit(firstLimit)
+	}
+	p.findDamage()
+	if governor != nil && !p.warmUp(ctx, governor) {
+		p.putBack()
+		return errStopped
+	}
+	a := p.startPass(governor)
+	p.setState(Running, "")
+	p.watch(ctx, a, governor)
+
+	stopped := a.outcome()
+	if stopped != nil {
+		// It may take as long as a disk hangs.
+		waited := time.AfterFunc(stopPatience, func() {
+			level.Warn(p.runner.logger).Log("msg", "a disk does not answer: the scrub ends when it does", "pool", p.uuid)
+		})
+		a.cancelCalls()
+		waited.Stop()
+	}
+	p.locateDamage()
+	p.mu.Lock()
+	p.cp.Active = a.before + p.runner.now().Sub(a.began)
+	p.pass = nil
+	p.yielding, p.why = false, ""
+	clear(p.live)
+	p.mu.Unlock()
+	p.putBack()
+	p.saveOrLog()
+	p.writeStatusFile(false)
+	return stopped
+}
+
+// warmUp looks at the disks for a while before a scrub begins. It is false
+// where something else is wanted meanwhile.
+func (p *pool) warmUp(ctx context.Context, g *governor) bool {
+	ticker := time.NewTicker(steerInterval)
+	defer ticker.Stop()
+	end := time.NewTimer(warmUp)
+	defer end.Stop()
+	for {
+		p.steer(g)
+		select {
+		case <-ctx.Done():
+			return false
+		case <-p.changed:
+			if w, _ := p.wanted(); w != wantRun {
+				return false
+			}
+		case <-end.C:
+			return true
+		case <-ticker.C:
+		}
+	}
+}
+
+// Intervals of watch.
+const (
+	steerInterval      = 100 * time.Millisecond
+	progressInterval   = 500 * time.Millisecond
+	statusFileInterval = 5 * time.Second
+)
+
+// watch looks after a pass until its workers have ended or it is to end.
+func (p *pool) watch(ctx context.Context, a *pass, g *governor) {
+	steer := time.NewTicker(steerInterval)
+	defer steer.Stop()
+	progress := time.NewTicker(progressInterval)
+	defer progress.Stop()
+	file := time.NewTicker(statusFileInterval)
+	defer file.Stop()
+	p.writeStatusFile(true)
+	for {
+		select {
+		case <-a.done:
+			return
+		case <-ctx.Done():
+			a.end(errStopped)
+			return
+		case <-p.changed:
+			if w, by := p.wanted(); w != wantRun {
+				a.end(errStopped)
+				if w == wantPause {
+					p.setState(Paused, by)
+				}
+				return
+			}
+		case <-steer.C:
+			p.steer(g)
+		case <-progress.C:
+			if reason := p.runner.heldBack(p.runner.now()); reason != "" {
+				p.mu.Lock()
+				p.countPause("window")
+				p.mu.Unlock()
+				a.end(errStopped)
+				return
+			}
+			p.updateProgress(a)
+			p.publish()
+		case <-file.C:
+			p.writeStatusFile(true)
+		}
+		if a.stopping() { // a worker ended the pass
+			return
+		}
+	}
+}
+
+// conclude ends a scrub whose devices are all done.
+func (p *pool) conclude() {
+	p.mu.Lock()
+	var failed []string
+	var uncorrectable, errs, corrected uint64
+	for i := range p.cp.Devices {
+		d := &p.cp.Devices[i]
+		if d.Error != "" {
+			failed = append(failed, fmt.Sprintf("device %d: %s", d.DevID, d.Error))
+		}
+		uncorrectable += d.Counters.UncorrectableErrors
+		errs += d.Counters.Errors()
+		corrected += d.Counters.CorrectedErrors
+	}
+	readOnly := p.cp.Options.ReadOnly
+	p.mu.Unlock()
+	switch {
+	case len(failed) > 0:
+		p.finish(Failed, "Not all devices were scrubbed: "+strings.Join(failed, "; "))
+	case errs == 0:
+		p.finish(Finished, "No errors")
+	case readOnly:
+		p.finish(Finished, fmt.Sprintf("%d errors, %d of them uncorrectable; nothing was repaired, for the scrub was read-only", errs, uncorrectable))
+	default:
+		p.finish(Finished, fmt.Sprintf("%d errors, %d corrected, %d uncorrectable", errs, corrected, uncorrectable))
+	}
+}
+
+// finish ends the scrub.
+func (p *pool) finish(s State, reason string) {
+	p.putBack()
+	p.mu.Lock()
+	now := p.runner.now()
+	p.cp.Finished = now
+	h := &p.cp.History
+	h.LastFinished, h.LastDuration, h.LastErrors = now, p.cp.Active, 0
+	for i := range p.cp.Devices {
+		h.LastErrors += p.cp.Devices[i].Counters.Errors()
+	}
+	if s == Finished {
+		h.LastSuccess = now
+	}
+	damage := p.damage
+	p.damage = nil
+	p.mu.Unlock()
+	if damage != nil {
+		damage.close()
+	}
+	// The job first: who sees that the scrub has ended finds its result there.
+	status := p.status()
+	status.State, status.Reason = s, reason
+	p.updateJob(func(j *job.Job) {
+		j.State, j.Reason = jobState(s), reason
+		if text, err := json.Marshal(status); err == nil {
+			j.Result = text
+		}
+	})
+	p.setState(s, reason)
+	p.writeStatusFile(false)
+}

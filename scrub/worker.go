@@ -1,0 +1,242 @@
+package scrub
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/go-kit/log/level"
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+)
+
+// DefaultBatchBytes bounds what is done again after a crash, and what runs on
+// in the kernel after a SIGKILL.
+const DefaultBatchBytes = 1 << 30
+
+// Outcomes of a worker, beside errors of its device.
+var (
+	errStopped      = errors.New("stopped")
+	errCancelled    = errors.New("somebody else cancelled it (`btrfs scrub cancel`, perhaps)")
+	errBusy         = errors.New("another scrub or a device replace runs")
+	errOperation    = errors.New("another operation runs")
+	errNotMounted   = errors.New("the pool is not mounted")
+	errReadOnlyPool = errors.New("the filesystem is mounted read-only: nothing could be repaired; ask for a read-only scrub (read_only), or remount it")
+)
+
+// worker scrubs one device of a pass, on a thread of its own.
+//
+// It looks before it repairs. Each batch is scrubbed read-only first, which
+// changes nothing and can be done again after a crash with the same result;
+// its counters are saved. Only where it found errors is it scrubbed again to
+// repair them, and then once more to see which of them are gone. A crash
+// between these steps loses no count and counts nothing twice.
+type worker struct {
+	pass  *pass
+	index int // in checkpoint.Devices
+
+	mu         sync.Mutex
+	filesystem *btrfs.Filesystem // open while a call is under way
+	batchSize  uint64            // bytes of the extents of that call
+	counting   bool              // the call is one whose counters count
+}
+
+// run scrubs the rest of the device.
+func (w *worker) run() error {
+	// A signal that is pending on the thread switches the kernel's throttle
+	// off, and Go sends them to preempt goroutines. The thread ends with the
+	// goroutine, because that never unlocks it.
+	runtime.LockOSThread()
+	if err := maskSignals(); err != nil {
+		return err
+	}
+	if g := w.pass.governor; g != nil {
+		// What this thread reads is not of others.
+		thread := unix.Gettid()
+		if err := g.sampler.AddThread(w.index, thread); err != nil {
+			return err
+		}
+		defer g.sampler.RemoveThread(w.index, thread)
+	}
+	for {
+		done, err := w.batch()
+		if done || err != nil {
+			return err
+		}
+	}
+}
+
+func maskSignals() error {
+	var all unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^all.Val[i]
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, nil); err != nil {
+		return fmt.Errorf("mask the signals of a scrub thread: %w", err)
+	}
+	return nil
+}
+
+// batch scrubs the next extents of the device; done tells that there were none.
+func (w *worker) batch() (done bool, err error) {
+	if w.pass.stopping() {
+		return false, errStopped
+	}
+	p := w.pass.pool
+	// The pool's UUID is read anew from the open mount, each time.
+	f, _, err := p.runner.open(p.uuid)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	if op, err := p.runner.client.ExclusiveOperation(p.uuid); err != nil || holdsScrub(op) {
+		if err == nil {
+			err = fmt.Errorf("%w: %s", errOperation, op)
+		}
+		return false, err
+	}
+
+	d := p.device(w.index)
+	if d.Pending != nil {
+		return false, w.repair(f, &d)
+	}
+	extents, err := f.DeviceExtents(d.DevID, d.Cursor, p.runner.batch)
+	if err != nil {
+		return false, err
+	}
+	if len(extents) == 0 {
+		p.updateDevice(w.index, func(d *deviceCheckpoint) {
+			d.Done, d.Finished = true, p.runner.now()
+			d.Size = d.Position
+		})
+		return true, p.save()
+	}
+	last := extents[len(extents)-1]
+	var size uint64
+	for _, e := range extents {
+		size += e.Length
+	}
+	began := p.runner.now()
+	found, err := w.call(f, d.DevID, extents[0].Offset, last.Offset+1, size, true)
+	if err != nil {
+		return false, err
+	}
+	next := last.Offset + last.Length
+	repair := found.Errors() > 0 && !p.options().ReadOnly
+	p.updateDevice(w.index, func(d *deviceCheckpoint) {
+		if d.Supers {
+			found.SuperErrors = 0
+		}
+		d.Supers = true
+		correctable := found.CorrectedErrors
+		found.CorrectedErrors = 0
+		d.Counters.Add(&found)
+		d.mark(extents[0].Offset, began)
+		if repair {
+			d.Pending = &pending{
+				Start: extents[0].Offset, End: last.Offset + 1, Size: size, Next: next, Correctable: correctable,
+			}
+			return
+		}
+		d.Cursor = next
+		d.Position += size
+	})
+	if err := p.save(); err != nil {
+		return false, err
+	}
+	if found.Errors() > 0 {
+		w.pass.foundErrors(d.DevID)
+	}
+	return false, nil
+}
+
+// repair has the kernel repair a range that had errors, and looks which of
+// them are gone.
+func (w *worker) repair(f *btrfs.Filesystem, d *deviceCheckpoint) error {
+	p := w.pass.pool
+	r := d.Pending
+	if _, err := w.call(f, d.DevID, r.Start, r.End, r.Size, false); err != nil {
+		return err
+	}
+	left := btrfs.ScrubCounters{}
+	if r.Correctable > 0 {
+		var err error
+		if left, err = w.call(f, d.DevID, r.Start, r.End, r.Size, true); err != nil {
+			return err
+		}
+	}
+	// What another copy can correct, and still is wrong, was not written.
+	failed := min(left.CorrectedErrors, r.Correctable)
+	if failed > 0 {
+		level.Warn(p.runner.logger).Log("msg", "errors could not be repaired: the device does not take the writes",
+			"pool", p.uuid, "devid", d.DevID, "device", d.Path, "errors", failed)
+	}
+	p.updateDevice(w.index, func(d *deviceCheckpoint) {
+		d.Counters.CorrectedErrors += r.Correctable - failed
+		d.Pending = nil
+		d.Cursor = r.Next
+		d.Position += r.Size
+	})
+	return p.save()
+}
+
+// call scrubs a range. A call that does not come to its end counts nothing.
+func (w *worker) call(f *btrfs.Filesystem, devid, start, end, size uint64, look bool) (btrfs.ScrubCounters, error) {
+	w.mu.Lock()
+	if w.pass.stopping() {
+		w.mu.Unlock()
+		return btrfs.ScrubCounters{}, errStopped
+	}
+	w.filesystem, w.batchSize, w.counting = f, size, look
+	w.mu.Unlock()
+	c, err := f.ScrubRange(devid, start, end, look)
+	w.mu.Lock()
+	w.filesystem, w.batchSize = nil, 0
+	w.mu.Unlock()
+	switch {
+	case err == nil:
+		return c, nil
+	case errors.Is(err, unix.ECANCELED) && w.pass.stopping():
+		err = errStopped
+	case errors.Is(err, unix.ECANCELED):
+		err = errCancelled
+	case errors.Is(err, unix.EINPROGRESS):
+		err = errBusy
+	case errors.Is(err, unix.EROFS):
+		err = errReadOnlyPool
+	}
+	return btrfs.ScrubCounters{}, fmt.Errorf("pool %s: device %d: extents from %d to %d: %w", w.pass.pool.uuid, devid, start, end, err)
+}
+
+// progress returns the counters of the call under way, and the bytes of its
+// extents.
+func (w *worker) progress(devid uint64) (c btrfs.ScrubCounters, size uint64) {
+	// The lock keeps the filesystem open meanwhile.
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.filesystem == nil || !w.counting {
+		return c, 0
+	}
+	c, err := w.filesystem.ScrubProgress(devid)
+	if err != nil {
+		return btrfs.ScrubCounters{}, 0 // between two calls
+	}
+	return c, w.batchSize
+}
+
+// holdsScrub reports whether an exclusive operation is one that a scrub waits
+// for: those that move data, and a device replace, which it would harm.
+func holdsScrub(operation string) bool {
+	switch operation {
+	case "balance", "device remove", "device replace", "resize":
+		return true
+	}
+	return false
+}
+
+// stopPatience is how long the end of a pass is waited for before its disk is
+// said to hang.
+const stopPatience = time.Second
