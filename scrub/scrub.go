@@ -34,8 +34,15 @@ type Options struct {
 	Deadline time.Time `json:"deadline,omitzero"`
 }
 
-// Validate returns what is wrong with the options.
+// Validate returns what is wrong with the options, as ErrInvalid.
 func (o *Options) Validate() error {
+	if err := o.validate(); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return nil
+}
+
+func (o *Options) validate() error {
 	switch o.Mode {
 	case Auto, Full:
 		if o.Limit != 0 {
@@ -180,6 +187,7 @@ type Plan struct {
 
 // Errors on which a caller decides.
 var (
+	ErrInvalid     = errors.New("the options of the scrub are wrong")
 	ErrUnknownPool = errors.New("there is no such pool")
 	ErrRunning     = errors.New("a scrub of the pool is under way already")
 	ErrNotRunning  = errors.New("no scrub of the pool is under way")
