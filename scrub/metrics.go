@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 )
 
 // The metrics of scrubs. Those of a pool have the label uuid, those of a
@@ -71,6 +73,12 @@ func (p *pool) collect(ch chan<- prometheus.Metric) {
 	h := p.cp.History
 	h.Pauses = maps.Clone(h.Pauses)
 	h.Devices = maps.Clone(h.Devices)
+	// What a call under way has read may still be thrown away, and a counter
+	// must not fall.
+	counted := make(map[uint64]btrfs.ScrubCounters, len(p.cp.Devices))
+	for i := range p.cp.Devices {
+		counted[p.cp.Devices[i].DevID] = p.cp.Devices[i].Counters
+	}
 	p.mu.Unlock()
 	uuid := s.Pool.String()
 	send := func(d *prometheus.Desc, t prometheus.ValueType, v float64, labels ...string) {
@@ -113,8 +121,8 @@ func (p *pool) collect(ch chan<- prometheus.Metric) {
 	for i := range s.Devices {
 		d := &s.Devices[i]
 		devid := strconv.FormatUint(d.DevID, 10)
-		total := h.Devices[d.UUID.String()].Counters
-		total.Add(&d.Counters)
+		total, current := h.Devices[d.UUID.String()].Counters, counted[d.DevID]
+		total.Add(&current)
 		send(scrubbedDesc, prometheus.CounterValue, float64(total.BytesScrubbed()), devid)
 		for _, e := range []struct {
 			kind  string

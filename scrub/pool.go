@@ -381,7 +381,7 @@ func (p *pool) runPass(ctx context.Context) error {
 	p.mu.Unlock()
 	p.putBack()
 	p.saveOrLog()
-	p.writeStatusFile(false)
+	p.writeStatusFile()
 	return stopped
 }
 
@@ -423,7 +423,7 @@ func (p *pool) watch(ctx context.Context, a *pass, g *governor) {
 	defer progress.Stop()
 	file := time.NewTicker(statusFileInterval)
 	defer file.Stop()
-	p.writeStatusFile(true)
+	p.writeStatusFile()
 	for {
 		select {
 		case <-a.done:
@@ -452,7 +452,7 @@ func (p *pool) watch(ctx context.Context, a *pass, g *governor) {
 			p.updateProgress(a)
 			p.publish()
 		case <-file.C:
-			p.writeStatusFile(true)
+			p.writeStatusFile()
 		}
 		if a.stopping() { // a worker ended the pass
 			return
@@ -518,5 +518,5 @@ func (p *pool) finish(s State, reason string) {
 		}
 	})
 	p.setState(s, reason)
-	p.writeStatusFile(false)
+	p.writeStatusFile()
 }

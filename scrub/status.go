@@ -26,7 +26,7 @@ func (p *pool) status() Status {
 		Damage: cp.Damage, Devices: make([]DeviceStatus, len(cp.Devices)),
 	}
 	if s.State == "" {
-		s.State = Idle
+		s.State, s.Options.Mode = Idle, Auto
 	}
 	if a := p.pass; a != nil {
 		s.Duration = a.before + p.runner.now().Sub(a.began)
@@ -110,7 +110,7 @@ func (p *pace) note(devid uint64, at time.Time, bytes, rate uint64) {
 }
 
 // writeStatusFile keeps the file that `btrfs scrub status` reads.
-func (p *pool) writeStatusFile(running bool) {
+func (p *pool) writeStatusFile() {
 	s := p.status()
 	if s.Foreign || s.Started.IsZero() {
 		return
@@ -129,7 +129,7 @@ func (p *pool) writeStatusFile(running bool) {
 		devices = append(devices, statusfile.Device{
 			DevID: d.DevID, Counters: c, Started: started, Duration: s.Duration,
 			Finished: d.Done && d.Error == "",
-			Canceled: !d.Done && !running,
+			Canceled: !d.Done && s.State == Cancelled,
 		})
 	}
 	err := statusfile.Write(p.runner.statusDir, p.uuid, devices)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/activation"
+	"github.com/go-kit/log"
 	"github.com/go-kit/log/level"
 	"github.com/mdlayher/vsock"
 	"github.com/prometheus/exporter-toolkit/web"
@@ -115,21 +116,29 @@ func newServer(l net.Listener, handler http.Handler, flags *web.FlagConfig, logs
 // running, up to stopTimeout.
 func (s *server) Run(ctx context.Context) error {
 	defer s.listener.Close()
+	return serveUntil(ctx, s.http, s.listener.Addr(), s.logs.Logger, func() error {
+		return web.Serve(s.listener, s.http, s.flags, s.logs.Slog)
+	})
+}
+
+// serveUntil serves until ctx is done, and then waits for the requests that are
+// running, up to stopTimeout.
+func serveUntil(ctx context.Context, server *http.Server, address net.Addr, logger log.Logger, serve func() error) error {
 	served := make(chan error, 1)
-	go func() { served <- web.Serve(s.listener, s.http, s.flags, s.logs.Slog) }()
+	go func() { served <- serve() }()
 	select {
 	case err := <-served:
-		return fmt.Errorf("serve on %s: %w", s.listener.Addr(), err)
+		return fmt.Errorf("serve on %s: %w", address, err)
 	case <-ctx.Done():
 	}
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	if err := s.http.Shutdown(grace); err != nil {
-		level.Warn(s.logs.Logger).Log("msg", "Gave up waiting for running requests", "address", s.listener.Addr(), "err", err)
-		_ = s.http.Close()
+	if err := server.Shutdown(grace); err != nil {
+		level.Warn(logger).Log("msg", "Gave up waiting for running requests", "address", address, "err", err)
+		_ = server.Close()
 	}
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("serve on %s: %w", s.listener.Addr(), err)
+		return fmt.Errorf("serve on %s: %w", address, err)
 	}
 	return nil
 }

@@ -47,6 +47,7 @@ type serveCommand struct {
 	web             *web.FlagConfig
 	telemetryPath   string
 	maxRequests     requestLimit
+	apiSocket       string
 	logLevel        string
 	logFormat       string
 }
@@ -80,6 +81,9 @@ func newServeCommand(app *kingpin.Application) *serveCommand {
 	c.web = kingpinflag.AddFlags(cmd, ":10134")
 	cmd.Flag("web.telemetry-path", "Path of the metrics.").Default("/metrics").StringVar(&c.telemetryPath)
 	cmd.Flag("web.max-requests", "Most scrapes to answer at the same time; 0 is no limit.").Default("200").SetValue(&c.maxRequests)
+
+	cmd.Flag("api.socket", "Unix socket on which everything can be commanded without a token; empty: none.").
+		Default(defaultSocket).StringVar(&c.apiSocket)
 
 	cmd.Flag("log.level", "Least level of the messages to log: "+strings.Join(logging.Levels(), ", ")+".").
 		Default("info").HintOptions(logging.Levels()...).StringVar(&c.logLevel)
@@ -115,13 +119,25 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 			return err
 		}
 	}
-	exporter, err := c.newExporter(logs.Logger)
+	client := btrfs.NewClient(c.paths)
+	exporter, err := c.newExporter(logs.Logger, client)
 	if err != nil {
 		return err
 	}
-	reloader := config.NewReloader(cfg, c.loadConfig, func(cfg *config.Config) {
+	control, err := c.newControl(logs.Logger, client, cfg)
+	if err != nil {
+		return err
+	}
+	reloader := config.NewReloader(cfg, func() (*config.Config, error) {
+		cfg, err := c.loadConfig()
+		if err != nil {
+			return nil, err
+		}
+		return cfg, control.loadToken(cfg)
+	}, func(cfg *config.Config) {
 		exporter.SetTimeout(time.Duration(cfg.Scrape.Timeout))
 		exporter.SetExclude(cfg.Pools.Excludes)
+		control.apply(cfg)
 	})
 	reload := func() error { return reloadConfig(reloader, logs.Logger) }
 	usage, err := selfstat.NewCollector()
@@ -129,24 +145,33 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		return err
 	}
 
-	handler, err := httpapi.New(httpapi.Config{
+	process := []prometheus.Collector{
+		// Without go_memstats_*: two dozen series that hardly anybody looks at,
+		// and a tenth of what a scrape of one pool costs.
+		collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()),
+		usage,
+		versioncollector.NewCollector("btrfs_governor"),
+		reloader,
+	}
+	settings := httpapi.Config{
 		Logger:        logs.Logger,
 		Version:       version.Info(),
 		TelemetryPath: c.telemetryPath,
 		MaxRequests:   int(c.maxRequests),
 		Pools:         exporter,
-		Process: []prometheus.Collector{
-			// Without go_memstats_*: two dozen series that hardly anybody looks at,
-			// and a tenth of what a scrape of one pool costs.
-			collectors.NewGoCollector(collectors.WithGoCollectorMemStatsMetricsDisabled()),
-			usage,
-			versioncollector.NewCollector("btrfs_governor"),
-			reloader,
-		},
 		// No request is answered before everything is ready.
-		Ready:  func() bool { return ctx.Err() == nil },
-		Reload: reload,
-	})
+		Ready:    func() bool { return ctx.Err() == nil },
+		Reload:   reload,
+		Jobs:     control.jobs,
+		Token:    control.token,
+		Stopping: ctx.Done(),
+	}
+	if control.scrubs != nil {
+		settings.Scrubs = control.scrubs
+		process = append(process, control.scrubs)
+	}
+	settings.Process = process
+	handler, err := httpapi.New(settings)
 	if err != nil {
 		return err
 	}
@@ -154,9 +179,16 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
+	tasks, err := c.controlTasks(control, handler, logs)
+	if err != nil {
+		for _, l := range listeners {
+			err = errors.Join(err, l.Close())
+		}
+		return err
+	}
 
 	level.Info(logs.Logger).Log("msg", "Starting "+programName, "version", version.Info(), "build_context", version.BuildContext())
-	tasks := []task{newHangupTask(reload), systemdTask{logs.Logger}}
+	tasks = append(tasks, newHangupTask(reload), systemdTask{logs.Logger})
 	for _, l := range listeners {
 		tasks = append(tasks, newServer(l, handler, c.web, logs))
 	}
@@ -169,8 +201,8 @@ func (c *serveCommand) loadConfig() (*config.Config, error) {
 	return config.Load(c.configFile, !c.configFileGiven)
 }
 
-func (c *serveCommand) newExporter(logger log.Logger) (*collector.Exporter, error) {
-	source := collector.NewKernelSource(btrfs.NewClient(c.paths))
+func (c *serveCommand) newExporter(logger log.Logger, client *btrfs.Client) (*collector.Exporter, error) {
+	source := collector.NewKernelSource(client)
 	if c.recorded != "" {
 		var err error
 		if source, err = collector.NewRecordedSource(c.recorded); err != nil {

@@ -1,6 +1,6 @@
 // Package httpapi makes the HTTP handler of the daemon: the exposition, the
-// status page and the lifecycle endpoints, as other exporters and Prometheus
-// have them.
+// status page, the lifecycle endpoints, as other exporters and Prometheus have
+// them, and the API.
 package httpapi
 
 import (
@@ -13,6 +13,9 @@ import (
 	"github.com/go-kit/log"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/exporter-toolkit/web"
+
+	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/job"
 )
 
 // Config is what the handler needs. All of it must be set, except for
@@ -35,13 +38,25 @@ type Config struct {
 	Ready func() bool
 	// Reload reads the configuration again.
 	Reload func() error
+
+	// Jobs are those of the runners.
+	Jobs *job.Store
+	// Scrubs and Token are nil where nothing may be changed (--read-only).
+	Scrubs Scrubs
+	Token  *Token
+	// Stopping is closed when the daemon stops: event streams then end. nil
+	// never is.
+	Stopping <-chan struct{}
 }
 
-// PoolCollectors gives the collector that gathers the named ones, or all that
-// are enabled when no name is given. An unknown or disabled name is an error
-// that names it.
+// PoolCollectors are the pools, see collector.Exporter.
 type PoolCollectors interface {
+	// Collector gives the collector that gathers the named ones, or all that
+	// are enabled when no name is given. An unknown or disabled name is an
+	// error that names it.
 	Collector(names ...string) (prometheus.Collector, error)
+	// Pools reads all pools.
+	Pools() ([]collector.PoolReading, error)
 }
 
 // CheckTelemetryPath returns why a path cannot be that of the exposition.
@@ -70,6 +85,8 @@ func New(cfg Config) (http.Handler, error) {
 			{Address: cfg.TelemetryPath, Text: "Metrics", Description: "what Prometheus scrapes"},
 			{Address: "/-/healthy", Text: "Healthy", Description: "whether the daemon runs"},
 			{Address: "/-/ready", Text: "Ready", Description: "whether it can be scraped"},
+			{Address: "/api/v1/pools", Text: "Pools", Description: "the pools as JSON"},
+			{Address: "/api/v1/openapi.json", Text: "API", Description: "what can be asked and commanded"},
 		},
 	})
 	if err != nil {
@@ -81,12 +98,14 @@ func New(cfg Config) (http.Handler, error) {
 	mux.Handle("GET "+cfg.TelemetryPath, metrics)
 	mux.Handle("GET /-/healthy", healthy())
 	mux.Handle("GET /-/ready", ready(cfg.Ready))
-	mux.Handle("POST /-/reload", localOnly(reload(cfg.Reload)))
+	a := &api{cfg}
+	mux.Handle("POST /-/reload", a.reload())
+	a.register(mux)
 
 	// A page of another site that a browser shows must not post here.
 	protection := http.NewCrossOriginProtection()
 	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		http.Error(w, "Requests from the pages of other sites are refused.", http.StatusForbidden)
+		problemf(http.StatusForbidden, "Requests from the pages of other sites are refused.").write(w)
 	}))
 	return protection.Handler(mux), nil
 }
@@ -111,5 +130,6 @@ func NewServer(handler http.Handler) *http.Server {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		ConnContext:       ConnContext,
 	}
 }

@@ -2,9 +2,7 @@ package httpapi
 
 import (
 	"fmt"
-	"net"
 	"net/http"
-	"net/netip"
 )
 
 func healthy() http.Handler {
@@ -23,36 +21,26 @@ func ready(isReady func() bool) http.Handler {
 	})
 }
 
-func reload(reload func() error) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		if err := reload(); err != nil {
-			http.Error(w, "The configuration stays as it was: "+err.Error(), http.StatusInternalServerError)
-			return
-		}
-		fmt.Fprintln(w, "The configuration is reloaded.")
-	})
-}
-
-// localOnly refuses requests from other machines. A Unix socket is guarded by
-// its file permissions.
-func localOnly(next http.Handler) http.Handler {
+// reload reads the configuration again. It changes no pool: from this machine's
+// loopback address it needs no token.
+func (a *api) reload() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !isLocal(r) {
-			http.Error(w, "Reloading is allowed from this machine only: send the request to a loopback address, or SIGHUP to the process.", http.StatusForbidden)
+		sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+		defer func() { a.audit(r, sw.status, "") }()
+		if !overUnixSocket(r) && !fromLoopback(r) {
+			if a.cfg.Token == nil {
+				problemf(http.StatusForbidden, "Reloading is allowed from this machine only: send the request to a loopback address, or SIGHUP to the process.").write(sw)
+				return
+			}
+			if refused := a.authorise(r); refused != nil {
+				refused.write(sw)
+				return
+			}
+		}
+		if err := a.cfg.Reload(); err != nil {
+			problemf(http.StatusInternalServerError, "The configuration stays as it was: %v", err).write(sw)
 			return
 		}
-		next.ServeHTTP(w, r)
+		fmt.Fprintln(sw, "The configuration is reloaded.")
 	})
-}
-
-func isLocal(r *http.Request) bool {
-	if local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr); ok && local != nil {
-		return true
-	}
-	// Behind a reverse proxy everybody comes from this machine.
-	if r.Header.Get("Forwarded") != "" || r.Header.Get("X-Forwarded-For") != "" {
-		return false
-	}
-	peer, err := netip.ParseAddrPort(r.RemoteAddr)
-	return err == nil && peer.Addr().Unmap().IsLoopback()
 }

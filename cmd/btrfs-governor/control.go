@@ -1,0 +1,136 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/go-kit/log/level"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/config"
+	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
+	"github.com/btrfs-governor/btrfs-governor/internal/job"
+	"github.com/btrfs-governor/btrfs-governor/internal/logging"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+)
+
+// defaultSocket is where the daemon listens for commands, and where the
+// commands look for it.
+const defaultSocket = "/run/btrfs-governor/api.sock"
+
+// keptJobs is how many ended jobs are remembered.
+const keptJobs = 200
+
+// control is what changes pools. With --read-only, or on
+// recorded pools, only jobs is set, and empty.
+type control struct {
+	jobs   *job.Store
+	token  *httpapi.Token
+	scrubs *scrub.Runner
+}
+
+func (c *serveCommand) newControl(logger log.Logger, client *btrfs.Client, cfg *config.Config) (*control, error) {
+	// Recorded pools are none of this machine: there is nothing to change.
+	if c.readOnly || c.recorded != "" {
+		jobs, err := job.Open(nil, 0)
+		return &control{jobs: jobs}, err
+	}
+	dir := state.NewDir(c.stateDir)
+	jobs, err := job.Open(dir, keptJobs)
+	if errors.Is(err, state.ErrDamaged) {
+		level.Warn(logger).Log("msg", "The history of jobs begins anew", "err", err)
+	} else if err != nil {
+		return nil, err
+	}
+	scrubs, err := scrub.New(scrub.Config{Logger: logger, Client: client, Paths: c.paths, State: dir, Jobs: jobs})
+	if err != nil {
+		return nil, err
+	}
+	k := &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs}
+	return k, k.loadToken(cfg)
+}
+
+// loadToken reads the token again, so that a reload rotates it.
+func (k *control) loadToken(*config.Config) error {
+	if k.token == nil {
+		return nil
+	}
+	return k.token.Load("")
+}
+
+// apply changes the settings of what runs.
+func (k *control) apply(cfg *config.Config) {
+	if k.scrubs != nil {
+		k.scrubs.SetSettings(scrub.Settings{Excludes: cfg.Pools.Excludes})
+	}
+}
+
+// controlTasks are the tasks that take commands and carry them out.
+func (c *serveCommand) controlTasks(k *control, handler http.Handler, logs *logging.Loggers) ([]task, error) {
+	if k.scrubs == nil {
+		return nil, nil
+	}
+	tasks := []task{k.scrubs}
+	if c.apiSocket == "" {
+		return tasks, nil
+	}
+	l, err := listenUnix(c.apiSocket)
+	if err != nil {
+		return nil, err
+	}
+	return append(tasks, &socketServer{l, handler, logs}), nil
+}
+
+// listenUnix opens the socket for commands. One that nobody serves any more is
+// taken over.
+func listenUnix(path string) (net.Listener, error) {
+	const remedy = "; name another one with --api.socket, or none with --api.socket="
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make the directory of the socket: %w"+remedy, err)
+	}
+	l, err := net.Listen("unix", path)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		c, dialErr := net.DialTimeout("unix", path, time.Second)
+		if dialErr == nil {
+			c.Close()
+			return nil, fmt.Errorf("listen on %s: another btrfs-governor runs; stop it, or give this one another socket with --api.socket and another --state.dir", path)
+		}
+		// Only a socket: never remove what somebody keeps under that name.
+		if info, statErr := os.Lstat(path); statErr == nil && info.Mode().Type() == os.ModeSocket && errors.Is(dialErr, syscall.ECONNREFUSED) {
+			if err = os.Remove(path); err == nil {
+				l, err = net.Listen("unix", path)
+			}
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w"+remedy, path, err)
+	}
+	if err := os.Chmod(path, 0o660); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), l.Close())
+	}
+	return l, nil
+}
+
+// socketServer answers the requests that come over the Unix socket.
+type socketServer struct {
+	listener net.Listener
+	handler  http.Handler
+	logs     *logging.Loggers
+}
+
+// Run serves until ctx is done.
+func (s *socketServer) Run(ctx context.Context) error {
+	server := httpapi.NewServer(s.handler)
+	server.ErrorLog = s.logs.Server
+	level.Info(s.logs.Logger).Log("msg", "Taking commands", "socket", s.listener.Addr())
+	return serveUntil(ctx, server, s.listener.Addr(), s.logs.Logger, func() error { return server.Serve(s.listener) })
+}

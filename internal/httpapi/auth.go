@@ -1,0 +1,107 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/go-kit/log/level"
+	"golang.org/x/sys/unix"
+)
+
+// peerKey is the key of the credentials of a Unix socket's peer in a request's
+// context.
+type peerKey struct{}
+
+// ConnContext notes who is at the other end of a Unix socket, for the audit
+// log. It is for http.Server.ConnContext.
+func ConnContext(ctx context.Context, c net.Conn) context.Context {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return ctx
+	}
+	peer := "unix socket"
+	if raw, err := u.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+				peer = fmt.Sprintf("unix socket, uid %d, pid %d", cred.Uid, cred.Pid)
+			}
+		})
+	}
+	return context.WithValue(ctx, peerKey{}, peer)
+}
+
+// overUnixSocket tells whether a request came over a Unix socket, which its
+// file permissions guard.
+func overUnixSocket(r *http.Request) bool {
+	_, ok := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr)
+	return ok
+}
+
+// requester says who sent a request.
+func requester(r *http.Request) string {
+	if peer, ok := r.Context().Value(peerKey{}).(string); ok {
+		return peer
+	}
+	if overUnixSocket(r) {
+		return "unix socket"
+	}
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		return host
+	}
+	return r.RemoteAddr
+}
+
+// forwardedHeaders tell that a proxy passed the request on: then who sent it is
+// not who is connected.
+var forwardedHeaders = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "Via"}
+
+// fromLoopback tells whether a request comes from this machine.
+func fromLoopback(r *http.Request) bool {
+	for _, name := range forwardedHeaders {
+		if r.Header.Get(name) != "" {
+			return false
+		}
+	}
+	peer, err := netip.ParseAddrPort(r.RemoteAddr)
+	return err == nil && peer.Addr().Unmap().IsLoopback()
+}
+
+// authorise returns why a request may not change anything, or nil. Basic auth
+// authorises no change.
+func (a *api) authorise(r *http.Request) *problem {
+	if a.cfg.Token == nil {
+		return problemf(http.StatusForbidden, "The daemon runs with --read-only: nothing can be changed through it.")
+	}
+	if overUnixSocket(r) {
+		return nil
+	}
+	// Before the token is looked at: one sent in the clear over a network is
+	// no secret any more, right or wrong.
+	if r.TLS == nil && !fromLoopback(r) {
+		return problemf(http.StatusForbidden, "Over plain HTTP a change is accepted from this machine's loopback address only, and not through a proxy: "+
+			"set up TLS in --web.config.file, or use the Unix socket.")
+	}
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return problemf(http.StatusUnauthorized, "This changes something: send the header \"Authorization: Bearer TOKEN\" (`btrfs-governor token` prints the token), or use the Unix socket.")
+	}
+	if !a.cfg.Token.matches(strings.TrimSpace(token)) {
+		return problemf(http.StatusUnauthorized, "The bearer token is wrong: `btrfs-governor token` prints the right one.")
+	}
+	return nil
+}
+
+// audit logs a request that changes something, or would have.
+func (a *api) audit(r *http.Request, status int, jobID string) {
+	keyvals := []any{
+		"msg", "Request", "who", requester(r), "method", r.Method, "path", r.URL.Path, "query", r.URL.RawQuery, "status", status,
+	}
+	if jobID != "" {
+		keyvals = append(keyvals, "job", jobID)
+	}
+	level.Info(a.cfg.Logger).Log(keyvals...)
+}

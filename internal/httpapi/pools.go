@@ -1,0 +1,192 @@
+package httpapi
+
+import (
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
+	"github.com/btrfs-governor/btrfs-governor/collector"
+)
+
+// poolView is a pool as the API shows it. Sizes are bytes; what is unknown is
+// left out.
+type poolView struct {
+	UUID               btrfs.UUID        `json:"uuid"`
+	Label              string            `json:"label,omitempty"`
+	Mountpoint         string            `json:"mountpoint,omitempty"`
+	ReadOnly           btrfs.Opt[bool]   `json:"read_only,omitzero"`
+	Checksum           btrfs.Opt[string] `json:"checksum,omitzero"`
+	ExclusiveOperation btrfs.Opt[string] `json:"exclusive_operation,omitzero"`
+	Used               btrfs.Opt[uint64] `json:"used_bytes,omitzero"`
+	StatfsFree         btrfs.Opt[uint64] `json:"statfs_free_bytes,omitzero"`
+	Capacity           *capacityView     `json:"capacity,omitempty"`
+	Devices            []btrfs.Device    `json:"devices"`
+	// Error says what could not be read.
+	Error string `json:"error,omitempty"`
+}
+
+// capacityView is what a pool can hold.
+type capacityView struct {
+	FreeExact         bool   `json:"free_exact"`
+	DataProfile       string `json:"data_profile"`
+	Free              uint64 `json:"free_bytes"`
+	FreeExpected      uint64 `json:"free_expected_bytes"`
+	FreeAfterBalance  uint64 `json:"free_after_balance_bytes"`
+	Usable            uint64 `json:"usable_bytes"`
+	MetadataFree      uint64 `json:"metadata_free_bytes"`
+	StrandedMismatch  uint64 `json:"stranded_mismatch_bytes"`
+	StrandedImbalance uint64 `json:"stranded_imbalance_bytes"`
+}
+
+func newCapacityView(r *capacity.Report) *capacityView {
+	if r == nil {
+		return nil
+	}
+	return &capacityView{
+		FreeExact: r.Exact, DataProfile: r.DataProfile.String(), Free: r.Free, FreeExpected: r.FreeExpected,
+		FreeAfterBalance: r.FreeAfterBalance, Usable: r.Usable, MetadataFree: r.MetadataFree,
+		StrandedMismatch: r.StrandedMismatch, StrandedImbalance: r.StrandedImbalance,
+	}
+}
+
+func newPoolView(r *collector.PoolReading) poolView {
+	v := poolView{UUID: r.UUID, Devices: []btrfs.Device{}}
+	if r.Err != nil {
+		v.Error = r.Err.Error()
+	}
+	if r.Facts == nil {
+		return v
+	}
+	p := r.Facts.Pool
+	v.Label, v.Mountpoint, v.ReadOnly, v.Checksum = p.Label, p.Mountpoint, p.ReadOnly, p.Checksum
+	v.ExclusiveOperation, v.StatfsFree = p.ExclusiveOperation, p.StatfsFree
+	for _, t := range []btrfs.BlockGroupType{btrfs.Data, btrfs.Mixed} {
+		if s := p.Space(t); s != nil {
+			v.Used = btrfs.Some(s.Used)
+		}
+	}
+	v.Capacity = newCapacityView(r.Facts.Report)
+	if len(p.Devices) > 0 {
+		v.Devices = p.Devices
+	}
+	return v
+}
+
+func (a *api) listPools(w http.ResponseWriter, r *http.Request) error {
+	if err := noParameters(w, r); err != nil {
+		return err
+	}
+	readings, err := a.cfg.Pools.Pools()
+	if err != nil && len(readings) == 0 {
+		return problemf(http.StatusServiceUnavailable, "The pools could not be found: %v.", err)
+	}
+	views := make([]poolView, 0, len(readings))
+	for i := range readings {
+		views = append(views, newPoolView(&readings[i]))
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"pools": views})
+	return nil
+}
+
+func (a *api) showPool(w http.ResponseWriter, r *http.Request) error {
+	if err := noParameters(w, r); err != nil {
+		return err
+	}
+	reading, err := a.findPool(r.PathValue("pool"))
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, newPoolView(reading))
+	return nil
+}
+
+// findPool finds a pool by its UUID, its label or the beginning of its UUID.
+func (a *api) findPool(name string) (*collector.PoolReading, error) {
+	readings, err := a.cfg.Pools.Pools()
+	if err != nil && len(readings) == 0 {
+		return nil, problemf(http.StatusServiceUnavailable, "The pools could not be found: %v.", err)
+	}
+	// In order of how well it fits: of several the first that fits at all.
+	for _, fits := range []func(*collector.PoolReading) bool{
+		func(r *collector.PoolReading) bool { return strings.EqualFold(r.UUID.String(), name) },
+		func(r *collector.PoolReading) bool { return r.Facts != nil && name != "" && r.Facts.Pool.Label == name },
+		func(r *collector.PoolReading) bool {
+			return name != "" && strings.HasPrefix(r.UUID.String(), strings.ToLower(name))
+		},
+	} {
+		var found []*collector.PoolReading
+		for i := range readings {
+			if fits(&readings[i]) {
+				found = append(found, &readings[i])
+			}
+		}
+		if len(found) == 1 {
+			return found[0], nil
+		}
+		if len(found) > 1 {
+			p := problemf(http.StatusConflict, "%q may be any of %d pools: give the UUID.", name, len(found))
+			for _, r := range found {
+				p.Candidates = append(p.Candidates, r.UUID.String())
+			}
+			slices.Sort(p.Candidates)
+			return nil, p
+		}
+	}
+	return nil, problemf(http.StatusNotFound, "There is no mounted pool %q: GET /api/v1/pools lists those there are.", name)
+}
+
+// showCapacity answers with the capacity of a pool, and with that after changes
+// that are asked for.
+func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
+	p, err := readParameters(w, r)
+	if err != nil {
+		return err
+	}
+	var changes []capacity.Change
+	if size := p.size("add"); size > 0 {
+		changes = append(changes, capacity.AddDevice{Size: size})
+	}
+	if id, given := p.text("remove"); given {
+		n, err := strconv.ParseUint(id, 10, 64)
+		if err != nil {
+			p.fail("remove", "must be the devid of a device, not %q", id)
+		}
+		changes = append(changes, capacity.RemoveDevice{ID: n})
+	}
+	if err := p.done(); err != nil {
+		return err
+	}
+	reading, err := a.findPool(r.PathValue("pool"))
+	if err != nil {
+		return err
+	}
+	if reading.Facts == nil || reading.Facts.Report == nil {
+		return problemf(http.StatusServiceUnavailable, "The capacity of pool %s is not known: %v.", reading.UUID, reading.Err)
+	}
+	answer := struct {
+		UUID   btrfs.UUID    `json:"uuid"`
+		Now    *capacityView `json:"now"`
+		WhatIf *capacityView `json:"what_if,omitempty"`
+	}{UUID: reading.UUID, Now: newCapacityView(reading.Facts.Report)}
+	if len(changes) > 0 {
+		report, err := capacity.WhatIf(reading.Facts.Pool, reading.Facts.Layout, changes...)
+		if err != nil {
+			return problemf(http.StatusUnprocessableEntity, "That cannot be worked out: %v.", err)
+		}
+		answer.WhatIf = newCapacityView(report)
+	}
+	writeJSON(w, http.StatusOK, answer)
+	return nil
+}
+
+// noParameters refuses all parameters.
+func noParameters(w http.ResponseWriter, r *http.Request) error {
+	p, err := readParameters(w, r)
+	if err != nil {
+		return err
+	}
+	return p.done()
+}
