@@ -214,8 +214,8 @@ type dataContainer struct {
 
 // LogicalInodes returns the files, in all subvolumes, that refer to the byte
 // at a logical address; complete is false where there are more than fit in
-// one answer. An address that no file refers to is unix.ENOENT. Needs
-// CAP_SYS_ADMIN.
+// one answer. An address that no file refers to is unix.ENOENT, that of a tree
+// block too (the kernel makes that of its EINVAL). Needs CAP_SYS_ADMIN.
 func (f *Filesystem) LogicalInodes(logical uint64) (inodes []Inode, complete bool, err error) {
 	answer := new(dataContainer)
 	args := logicalInoArgs{logical: logical, size: logicalInoBufferSize, inodes: uint64(uintptr(unsafe.Pointer(answer)))}
@@ -238,52 +238,95 @@ const (
 	objectFirstFree = 256
 	rootRefHeader   = 18 // dirid, sequence, name_len
 	itemInodeRef    = 12
+	itemInodeExtref = 13
+	inodeRefHeader  = 10 // index, name_len
+
+	// maxDepth bounds how many directories or subvolumes lie in each other.
+	maxDepth = 10000
 )
 
 // InodePath returns the first path of an inode, from the top of its
-// subvolume. Needs CAP_SYS_ADMIN. unix.ENOENT says that the inode is gone.
+// subvolume. It may be longer than a system call takes (PATH_MAX). Needs
+// CAP_SYS_ADMIN. unix.ENOENT says that the inode or the subvolume is gone.
 func (f *Filesystem) InodePath(subvolume, inode uint64) (string, error) {
 	if inode == objectFirstFree {
 		return "", nil
 	}
-	// The inode's first name: INODE_REF at offset = parent directory.
-	var parent uint64
-	var name string
-	err := f.walkTree(treeRange{
-		tree: subvolume, minObject: inode, maxObject: inode, minType: itemInodeRef, maxType: itemInodeRef,
-	}, func(it *treeItem) error {
-		if it.itemType != itemInodeRef || it.objectID != inode || len(it.data) < 10 {
-			return nil
-		}
-		n := int(binary.LittleEndian.Uint16(it.data[8:]))
-		if len(it.data) < 10+n {
-			return nil
-		}
-		parent, name = it.offset, string(it.data[10:10+n])
-		return errStopWalk
-	})
-	if err != nil && !errors.Is(err, errStopWalk) {
-		return "", fmt.Errorf("%s: name of inode %d in subvolume %d: %w", f.path, inode, subvolume, err)
-	}
-	if name == "" {
-		return "", fmt.Errorf("%s: name of inode %d in subvolume %d: %w", f.path, inode, subvolume, unix.ENOENT)
+	parent, name, err := f.inodeName(subvolume, inode)
+	if err != nil {
+		return "", err
 	}
 	dir, err := f.directoryPath(subvolume, parent)
 	return dir + name, err
 }
 
+// inodeName returns the first name of an inode and the directory that has it.
+func (f *Filesystem) inodeName(subvolume, inode uint64) (parent uint64, name string, err error) {
+	// INODE_REF has the parent as its offset and begins with a name: index,
+	// length, name. Names for which there is no room are in INODE_EXTREF
+	// items: parent, index, length, name.
+	err = f.walkTree(treeRange{
+		tree: subvolume, minObject: inode, maxObject: inode, minType: itemInodeRef, maxType: itemInodeExtref,
+	}, func(it *treeItem) error {
+		if it.objectID != inode {
+			return nil
+		}
+		data := it.data
+		switch it.itemType {
+		case itemInodeRef:
+			parent = it.offset
+		case itemInodeExtref:
+			if len(data) < 8 {
+				return nil
+			}
+			parent, data = binary.LittleEndian.Uint64(data), data[8:]
+		default:
+			return nil
+		}
+		if len(data) < inodeRefHeader {
+			return nil
+		}
+		n := int(binary.LittleEndian.Uint16(data[8:]))
+		if n == 0 || len(data) < inodeRefHeader+n {
+			return nil
+		}
+		name = string(data[inodeRefHeader : inodeRefHeader+n])
+		return errStopWalk
+	})
+	if errors.Is(err, errStopWalk) {
+		return parent, name, nil
+	}
+	if err == nil {
+		err = unix.ENOENT
+	}
+	return 0, "", fmt.Errorf("%s: name of inode %d in subvolume %d: %w", f.path, inode, subvolume, err)
+}
+
 // directoryPath returns the path of a directory from the top of its
 // subvolume: "" or a path that ends with a slash.
 func (f *Filesystem) directoryPath(subvolume, directory uint64) (string, error) {
-	if directory == objectFirstFree {
-		return "", nil
+	path := ""
+	// The bound is against a damaged tree that leads in a circle.
+	for range maxDepth {
+		if directory == objectFirstFree {
+			return path, nil
+		}
+		args := inoLookupArgs{treeID: subvolume, objectID: directory}
+		err := f.ioctl(ioctlInoLookup, unsafe.Pointer(&args))
+		if err == nil {
+			dir, _, _ := strings.Cut(string(args.name[:]), "\x00")
+			return dir + path, nil
+		}
+		if !errors.Is(err, unix.ENAMETOOLONG) {
+			return "", fmt.Errorf("%s: BTRFS_IOC_INO_LOOKUP of %d in subvolume %d: %w", f.path, directory, subvolume, err)
+		}
+		parent, name, err := f.inodeName(subvolume, directory)
+		if err != nil {
+			return "", err
+		}
+		directory, path = parent, name+"/"+path
 	}
-	args := inoLookupArgs{treeID: subvolume, objectID: directory}
-	if err := f.ioctl(ioctlInoLookup, unsafe.Pointer(&args)); err != nil {
-		return "", fmt.Errorf("%s: BTRFS_IOC_INO_LOOKUP of %d in subvolume %d: %w", f.path, directory, subvolume, err)
-	}
-	path, _, _ := strings.Cut(string(args.name[:]), "\x00")
-	return path, nil
+	return "", fmt.Errorf("%s: path of directory %d in subvolume %d: %w", f.path, directory, subvolume, unix.ELOOP)
 }
 
 // SubvolumePath returns the path of a subvolume from the top of the
@@ -292,7 +335,7 @@ func (f *Filesystem) directoryPath(subvolume, directory uint64) (string, error) 
 func (f *Filesystem) SubvolumePath(id uint64) (string, error) {
 	path := ""
 	// The bound is against a damaged tree that leads in a circle.
-	for range 1000 {
+	for range maxDepth {
 		if id == objectFSTree {
 			return strings.TrimSuffix(path, "/"), nil
 		}

@@ -34,6 +34,9 @@ type Config struct {
 	// BatchBytes is how much of a device one call of the kernel scrubs: as many
 	// device extents as fit, at least one. 0 is DefaultBatchBytes.
 	BatchBytes uint64
+	// Only is the pool to look after, zero is all. The checkpoints of others are
+	// left alone.
+	Only btrfs.UUID
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -88,6 +91,7 @@ type Runner struct {
 	jobs      *job.Store
 	statusDir string
 	batch     uint64
+	only      btrfs.UUID
 	now       func() time.Time
 
 	mu       sync.Mutex
@@ -102,7 +106,7 @@ type Runner struct {
 // damaged is set aside with a warning.
 func New(c Config) (*Runner, error) {
 	r := &Runner{
-		logger: c.Logger, client: c.Client, paths: c.Paths, state: c.State, jobs: c.Jobs, statusDir: c.StatusDir, batch: c.BatchBytes, now: c.Now,
+		logger: c.Logger, client: c.Client, paths: c.Paths, state: c.State, jobs: c.Jobs, statusDir: c.StatusDir, batch: c.BatchBytes, only: c.Only, now: c.Now,
 		pools: make(map[btrfs.UUID]*pool), places: make(map[btrfs.UUID][]string),
 	}
 	if r.statusDir == "" {
@@ -123,7 +127,7 @@ func New(c Config) (*Runner, error) {
 	}
 	for _, name := range names {
 		uuid, err := btrfs.ParseUUID(strings.TrimSuffix(strings.TrimPrefix(name, "scrub-"), ".json"))
-		if err != nil {
+		if err != nil || !c.Only.IsZero() && uuid != c.Only {
 			continue
 		}
 		p := r.newPool(uuid)
@@ -149,7 +153,7 @@ func New(c Config) (*Runner, error) {
 // them.
 func (r *Runner) endLostJobs() error {
 	for _, j := range r.jobs.List() {
-		if j.Kind != "scrub" || j.State.Ended() {
+		if j.Kind != "scrub" || j.State.Ended() || !r.only.IsZero() && j.Pool != r.only {
 			continue
 		}
 		if p := r.pools[j.Pool]; p != nil && p.cp.JobID == j.ID && p.cp.State.Active() {
@@ -189,7 +193,10 @@ const stopWait = 5 * time.Second
 
 // Run goes on with the scrubs that had begun, and runs those that are asked
 // for, until ctx is done. Then it stops them at their checkpoints.
-func (r *Runner) Run(ctx context.Context) error {
+func (r *Runner) Run(ctx context.Context) error { return r.RunReady(ctx, func() {}) }
+
+// RunReady is Run; it calls ready as soon as Start may be called.
+func (r *Runner) RunReady(ctx context.Context, ready func()) error {
 	r.mu.Lock()
 	r.ctx = ctx
 	for _, p := range r.pools {
@@ -198,6 +205,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		}
 	}
 	r.mu.Unlock()
+	ready()
 	// Of its own, because it can hang with a disk.
 	r.loops.Go(func() {
 		ticker := time.NewTicker(lookInterval)

@@ -83,7 +83,10 @@ func (p *pool) updateProgress(a *pass) {
 		if m := p.pace.at[d.DevID]; !m.at.IsZero() && now.After(m.at) {
 			rate := float64(total-min(total, m.bytes)) / now.Sub(m.at).Seconds()
 			// Smoothed over some seconds.
-			l.rate = uint64(float64(m.rate)*0.7 + rate*0.3)
+			if m.rate > 0 {
+				rate = float64(m.rate)*0.7 + rate*0.3
+			}
+			l.rate = uint64(rate)
 		}
 		p.pace.note(d.DevID, now, total, l.rate)
 		// Used bytes are some of those of the extents: at most all of them.

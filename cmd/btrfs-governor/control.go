@@ -36,27 +36,44 @@ type control struct {
 	jobs   *job.Store
 	token  *httpapi.Token
 	scrubs *scrub.Runner
+	// release gives the state directory back.
+	release func()
 }
 
-func (c *serveCommand) newControl(logger log.Logger, client *btrfs.Client, cfg *config.Config) (*control, error) {
+func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client *btrfs.Client, cfg *config.Config) (*control, error) {
 	// Recorded pools are none of this machine: there is nothing to change.
 	if c.readOnly || c.recorded != "" {
 		jobs, err := job.Open(nil, 0)
-		return &control{jobs: jobs}, err
+		return &control{jobs: jobs, release: func() {}}, err
 	}
-	dir := state.NewDir(c.stateDir)
+	release, err := lockStateDir(ctx, c.stateDir)
+	if err != nil {
+		return nil, err
+	}
+	k, err := newControl(logger, client, c.paths, state.NewDir(c.stateDir))
+	if err == nil {
+		k.release = release
+		err = k.loadToken(cfg)
+	}
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return k, nil
+}
+
+func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir *state.Dir) (*control, error) {
 	jobs, err := job.Open(dir, keptJobs)
 	if errors.Is(err, state.ErrDamaged) {
 		level.Warn(logger).Log("msg", "The history of jobs begins anew", "err", err)
 	} else if err != nil {
 		return nil, err
 	}
-	scrubs, err := scrub.New(scrub.Config{Logger: logger, Client: client, Paths: c.paths, State: dir, Jobs: jobs})
+	scrubs, err := scrub.New(scrub.Config{Logger: logger, Client: client, Paths: paths, State: dir, Jobs: jobs})
 	if err != nil {
 		return nil, err
 	}
-	k := &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs}
-	return k, k.loadToken(cfg)
+	return &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs}, nil
 }
 
 // loadToken reads the token again, so that a reload rotates it.
@@ -133,4 +150,36 @@ func (s *socketServer) Run(ctx context.Context) error {
 	server.ErrorLog = s.logs.Server
 	level.Info(s.logs.Logger).Log("msg", "Taking commands", "socket", s.listener.Addr())
 	return serveUntil(ctx, server, s.listener.Addr(), s.logs.Logger, func() error { return server.Serve(s.listener) })
+}
+
+// lockPatience is how long the state directory is waited for: a process that
+// was killed ends only when the kernel is done with the batch that it scrubs.
+const lockPatience = 20 * time.Second
+
+// lockStateDir makes sure that no other process of ours uses the state
+// directory. The lock ends with the process.
+func lockStateDir(ctx context.Context, dir string) (release func(), err error) {
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) && !errors.Is(err, syscall.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", path, err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("another btrfs-governor uses the state directory %s: command that one instead, or stop it", dir)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -59,6 +60,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	commands := map[string]func(context.Context, io.Writer, io.Writer) error{}
 	serve := newServeCommand(app)
 	commands[serve.name] = serve.run
+	for _, c := range newScrubCommands(app) {
+		commands[c.name] = c.run
+	}
+	token := newTokenCommand(app)
+	commands[token.name] = token.run
 
 	if len(args) == 0 {
 		return fail(stderr, fmt.Errorf("no command given; see %s --help", programName))
@@ -69,12 +75,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	case err != nil:
 		help := programName
-		if commands[args[0]] != nil {
+		if app.GetCommand(args[0]) != nil {
 			help += " " + args[0]
 		}
 		return fail(stderr, fmt.Errorf("%w; see %s --help", err, help))
 	}
-	if err := commands[name](ctx, stdout, stderr); err != nil {
+	err = commands[name](ctx, stdout, stderr)
+	if status, ok := errors.AsType[exitStatus](err); ok {
+		return int(status)
+	}
+	if err != nil {
 		return fail(stderr, err)
 	}
 	return 0

@@ -124,10 +124,11 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	control, err := c.newControl(logs.Logger, client, cfg)
+	control, err := c.newControl(ctx, logs.Logger, client, cfg)
 	if err != nil {
 		return err
 	}
+	defer control.release()
 	reloader := config.NewReloader(cfg, func() (*config.Config, error) {
 		cfg, err := c.loadConfig()
 		if err != nil {

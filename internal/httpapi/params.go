@@ -206,3 +206,14 @@ func (p *parameters) scrubOptions(now time.Time) (o scrub.Options, dryRun bool, 
 	}
 	return o, dryRun, o.Validate()
 }
+
+// ParseScrubOptions reads the options of a scrub as the API takes them from a
+// query.
+func ParseScrubOptions(query url.Values, now time.Time) (scrub.Options, error) {
+	p := &parameters{values: make(map[string]string)}
+	for name := range query {
+		p.values[name] = query.Get(name)
+	}
+	o, _, err := p.scrubOptions(now)
+	return o, err
+}

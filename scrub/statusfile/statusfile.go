@@ -4,8 +4,15 @@
 // The format was learnt from the files that btrfs-progs 6.2 writes and from
 // what its `btrfs scrub status` makes of them: a line "scrub status:1", then
 // for each device a line of the filesystem's UUID and the devid, and of
-// key:value pairs, all divided by "|". That a scrub runs is not in the file: `btrfs
-// scrub status` asks the kernel.
+// key:value pairs, all divided by "|". unverified_errors is not among them.
+//
+// That a scrub runs is not in the file. `btrfs scrub status` says "running"
+// of all devices while the kernel has progress of any
+// (BTRFS_IOC_SCRUB_PROGRESS), and without that says "aborted" where a device is canceled, "finished" where it
+// is finished, else "interrupted". It takes the figures from the Unix socket
+// scrub.progress.UUID where one answers there, else from the file. `btrfs scrub
+// start` refuses where the kernel has progress, and also where the socket
+// answers.
 package statusfile
 
 import (
@@ -30,8 +37,9 @@ type Device struct {
 	// Started and Resumed have whole seconds; zero is never.
 	Started, Resumed time.Time
 	Duration         time.Duration
-	Canceled         bool // shown as aborted
-	Finished         bool
+	// Canceled is shown as aborted. btrfs-progs then sets Finished as well.
+	Canceled bool
+	Finished bool
 }
 
 const header = "scrub status:1"
@@ -210,8 +218,16 @@ func Read(dir string, pool btrfs.UUID) ([]Device, error) {
 	return devices, nil
 }
 
+// ErrLocked says that another program is writing the file.
+var ErrLocked = errors.New("another program is writing it")
+
+// lockPatience is how long Write waits for another program to have written the
+// file, which takes less than a millisecond.
+const lockPatience = time.Second
+
 // Write writes a pool's file as btrfs-progs does: under a lock on a temporary
-// file, which is then renamed.
+// file, which is renamed before the lock goes. It makes the directory if there
+// is none. ErrLocked says that another program has held the lock all the time.
 func Write(dir string, pool btrfs.UUID, devices []Device) error {
 	if err := write(dir, pool, devices); err != nil {
 		return fmt.Errorf("write the scrub status: %w", err)
@@ -224,27 +240,57 @@ func write(dir string, pool btrfs.UUID, devices []Device) error {
 		return err
 	}
 	name := Path(dir, pool)
-	f, err := os.OpenFile(name+"_tmp", os.O_WRONLY|os.O_CREATE, 0o600)
+	f, err := openLocked(name + "_tmp")
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
 	if err := f.Truncate(0); err != nil {
 		return err
 	}
 	if _, err := f.Write(Format(pool, devices)); err != nil {
 		return err
 	}
-	if err := f.Close(); err != nil {
-		return err
+	return os.Rename(f.Name(), name)
+}
+
+func openLocked(name string) (*os.File, error) {
+	deadline := time.Now().Add(lockPatience)
+	for {
+		f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		err = lock(f)
+		if err == nil && stillNamed(f) {
+			return f, nil
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", name, err)
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("%s: %w", name, ErrLocked)
+		}
+		time.Sleep(lockPatience / 1000)
 	}
-	return os.Rename(name+"_tmp", name)
+}
+
+func lock(f *os.File) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// stillNamed reports whether a file is what its name leads to: whoever had the
+// lock before has renamed it.
+func stillNamed(f *os.File) bool {
+	opened, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Stat(f.Name())
+	return err == nil && os.SameFile(opened, named)
 }

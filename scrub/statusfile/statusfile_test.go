@@ -3,17 +3,15 @@ package statusfile
 import (
 	"errors"
 	"io/fs"
-	"math/rand/v2"
 	"os"
-	"os/exec"
-	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
-	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
 )
 
 var pool = btrfs.UUID{0xfd, 0xa4, 15: 0x75}
@@ -62,6 +60,59 @@ func TestWhatIsWrittenIsReadBack(t *testing.T) {
 	}
 }
 
+func TestKeysOfALaterFormatArePassedOver(t *testing.T) {
+	text := "scrub status:1\n" + pool.String() + ":1|csum_errors:3|new_thing:x y|finished:1\n"
+	got, err := Parse([]byte(text), pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Device{{DevID: 1, Counters: btrfs.ScrubCounters{CsumErrors: 3}, Finished: true}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestWritersTakeTurns(t *testing.T) {
+	dir := t.TempDir()
+	var wg sync.WaitGroup
+	for writer := range uint64(4) {
+		wg.Go(func() {
+			for range 50 {
+				if err := Write(dir, pool, []Device{device(writer + 1)}); err != nil {
+					t.Error(err)
+				}
+				devices, err := Read(dir, pool)
+				if err != nil || len(devices) != 1 {
+					t.Errorf("read between writes: %v, %v", devices, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 {
+		t.Errorf("left in the directory: %v, %v", entries, err)
+	}
+}
+
+func TestLockOfAnotherProgramIsRespected(t *testing.T) {
+	dir := t.TempDir()
+	f, err := os.Create(Path(dir, pool) + "_tmp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if err := Write(dir, pool, []Device{device(1)}); !errors.Is(err, ErrLocked) {
+		t.Errorf("while another program has the lock: %v", err)
+	}
+	if _, err := Read(dir, pool); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file was written all the same: %v", err)
+	}
+}
+
 func TestBadFilesAreRefused(t *testing.T) {
 	id := pool.String()
 	for _, bad := range []string{
@@ -92,63 +143,4 @@ func FuzzParse(f *testing.F) {
 			t.Error(diff)
 		}
 	})
-}
-
-func scrubStatus(t *testing.T, mountpoint string) string {
-	t.Helper()
-	out, err := exec.Command("btrfs", "scrub", "status", mountpoint).CombinedOutput()
-	if err != nil {
-		t.Fatalf("btrfs scrub status: %v\n%s", err, out)
-	}
-	return string(out)
-}
-
-// TestBtrfsProgsAndWeReadEachOther uses the directory of btrfs-progs, and a
-// pool that nobody else has.
-func TestBtrfsProgsAndWeReadEachOther(t *testing.T) {
-	const dir = "/var/lib/btrfs"
-	rig := btrfstest.New(t)
-	p, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{300 << 20, 300 << 20}, Data: "raid1", Metadata: "raid1"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.WriteFile("f", 20<<20, rand.New(rand.NewPCG(1, 2))); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Sync(); err != nil {
-		t.Fatal(err)
-	}
-	uuid, err := btrfs.ParseUUID(p.UUID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.Remove(Path(dir, uuid)) })
-
-	if out, err := exec.Command("btrfs", "scrub", "start", "-B", p.Mountpoint).CombinedOutput(); err != nil {
-		t.Fatalf("btrfs scrub start: %v\n%s", err, out)
-	}
-	devices, err := Read(dir, uuid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(devices) != 2 || !devices[0].Finished || devices[0].Counters.DataBytesScrubbed != 20<<20 || devices[0].Started.IsZero() {
-		t.Fatalf("of a scrub by btrfs-progs is read %+v", devices)
-	}
-
-	for _, tt := range []struct {
-		want               string
-		canceled, finished bool
-	}{{"finished", false, true}, {"aborted", true, false}, {"interrupted", false, false}} {
-		for i := range devices {
-			devices[i].Canceled, devices[i].Finished = tt.canceled, tt.finished
-			devices[i].Counters.CsumErrors = 3
-		}
-		if err := Write(dir, uuid, devices); err != nil {
-			t.Fatal(err)
-		}
-		out := scrubStatus(t, p.Mountpoint)
-		if !strings.Contains(out, tt.want) || !strings.Contains(out, "csum=6") {
-			t.Errorf("btrfs scrub status does not say %s and csum=6:\n%s", tt.want, out)
-		}
-	}
 }
