@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
@@ -28,8 +29,12 @@ func newClient(socket string) *client {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}
-	return &client{socket, &http.Client{Transport: &http.Transport{DialContext: dial}}}
+	return &client{socket, &http.Client{Transport: &http.Transport{DialContext: dial}, Timeout: answerTimeout}}
 }
+
+// answerTimeout is how long an answer may take: a disk that hangs can keep the
+// daemon from it, which gives up sooner.
+const answerTimeout = time.Minute
 
 // maxAnswer bounds what is read of an answer, in bytes.
 const maxAnswer = 64 << 20
@@ -53,7 +58,7 @@ func (c *client) do(ctx context.Context, method, path string, parameters url.Val
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w: nobody answers on %s; start it (`systemctl start btrfs-governor` or `btrfs-governor serve`), or name its socket with --api.socket", errNoDaemon, c.socket)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s may be used by root only: %w", c.socket, fs.ErrPermission)
+		return fmt.Errorf("open the socket %s of the daemon: %w: run this as root", c.socket, fs.ErrPermission)
 	case err != nil:
 		return fmt.Errorf("ask the daemon: %w", err)
 	}
@@ -64,8 +69,9 @@ func (c *client) do(ctx context.Context, method, path string, parameters url.Val
 	}
 	if resp.StatusCode >= http.StatusBadRequest {
 		var p struct {
-			Detail string   `json:"detail"`
-			Job    *job.Job `json:"job"`
+			Detail     string   `json:"detail"`
+			Job        *job.Job `json:"job"`
+			Candidates []string `json:"candidates"`
 		}
 		if json.Unmarshal(body, &p) != nil || p.Detail == "" {
 			return fmt.Errorf("the daemon answers with %s", resp.Status)
@@ -73,6 +79,9 @@ func (c *client) do(ctx context.Context, method, path string, parameters url.Val
 		detail := strings.TrimSuffix(p.Detail, ".")
 		if p.Job != nil {
 			detail += " (job " + p.Job.ID + ")"
+		}
+		if len(p.Candidates) > 0 {
+			detail += ": " + strings.Join(p.Candidates, ", ")
 		}
 		return errors.New(detail)
 	}

@@ -75,8 +75,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	case err != nil:
 		help := programName
-		if app.GetCommand(args[0]) != nil {
+		if command := app.GetCommand(args[0]); command != nil {
 			help += " " + args[0]
+			if len(args) > 1 && command.GetCommand(args[1]) != nil {
+				help += " " + args[1]
+			}
 		}
 		return fail(stderr, fmt.Errorf("%w; see %s --help", err, help))
 	}

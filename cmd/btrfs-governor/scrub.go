@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/alecthomas/kingpin/v2"
@@ -21,6 +24,7 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/internal/state"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/scrub/statusfile"
 )
 
 // Exit statuses of commands that show a scrub.
@@ -108,12 +112,28 @@ func (c *scrubCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		return c.runForeground(ctx, stdout, stderr)
 	}
 	daemon := newClient(c.socket)
+	defer daemon.http.CloseIdleConnections()
 	pool, err := daemon.findPool(ctx, c.pool)
-	if err != nil {
-		return err
-	}
 	if c.verb == "status" {
-		return c.show(ctx, stdout, func() (scrub.Status, error) { return daemon.scrubStatus(ctx, pool) })
+		var s scrub.Status
+		if err == nil {
+			s, err = daemon.scrubStatus(ctx, pool)
+		}
+		if errors.Is(err, errNoDaemon) && !c.follow {
+			return c.showRecord(stdout, stderr, err)
+		}
+		if err != nil {
+			return err
+		}
+		if !c.follow {
+			return c.showOnce(stdout, &s)
+		}
+		// By the UUID it is found also when it is unmounted meanwhile.
+		uuid := s.Pool.String()
+		return c.followDaemon(ctx, uuid, stdout, func() (scrub.Status, error) { return daemon.scrubStatus(ctx, uuid) })
+	}
+	if err != nil {
+		return c.withRemedy(err)
 	}
 	method, path := http.MethodPost, scrubPath(pool, "")
 	switch c.verb {
@@ -143,7 +163,7 @@ func (c *scrubCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	}
 	var j job.Job
 	if err := daemon.do(ctx, method, path, c.parameters(), &j); err != nil {
-		return err
+		return c.withRemedy(err)
 	}
 	if !c.follow {
 		if c.output == "json" {
@@ -152,7 +172,63 @@ func (c *scrubCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		fmt.Fprintf(stdout, "The scrub of pool %s is job %s. Watch it with: btrfs-governor scrub status --follow %s\n", j.Pool, j.ID, j.Pool)
 		return nil
 	}
-	return c.show(ctx, stdout, func() (scrub.Status, error) { return daemon.scrubStatus(ctx, pool) })
+	return c.followJob(ctx, daemon, &j, stdout)
+}
+
+// withRemedy says what else there is where no daemon runs.
+func (c *scrubCommand) withRemedy(err error) error {
+	if c.verb == "start" && errors.Is(err, errNoDaemon) {
+		return fmt.Errorf("%w; --foreground scrubs without it", err)
+	}
+	return err
+}
+
+// showRecord shows what the status file of btrfs-progs says, which every
+// scrub keeps.
+func (c *scrubCommand) showRecord(stdout, stderr io.Writer, noDaemon error) error {
+	uuid, err := findMounted(btrfs.NewClient(btrfs.DefaultPaths()), c.pool)
+	if err != nil {
+		return fmt.Errorf("%w; and without it: %w", noDaemon, err)
+	}
+	devices, err := statusfile.Read(scrub.DefaultStatusDir, uuid)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w; and %s records no scrub of pool %s", noDaemon, scrub.DefaultStatusDir, uuid)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; and without it: %w", noDaemon, err)
+	}
+	fmt.Fprintf(stderr, "The daemon does not run; %s says:\n", statusfile.Path(scrub.DefaultStatusDir, uuid))
+	s := recordedScrub(uuid, devices)
+	return c.showOnce(stdout, &s)
+}
+
+// recordedScrub is the scrub that a status file tells of.
+func recordedScrub(pool btrfs.UUID, devices []statusfile.Device) scrub.Status {
+	if len(devices) == 0 {
+		return scrub.Status{Pool: pool, State: scrub.Idle}
+	}
+	s := scrub.Status{Pool: pool, State: scrub.Finished, Devices: make([]scrub.DeviceStatus, 0, len(devices))}
+	for i := range devices {
+		d := &devices[i]
+		s.Devices = append(s.Devices, scrub.DeviceStatus{DevID: d.DevID, Done: d.Finished, Started: d.Started, Counters: d.Counters})
+		if s.Started.IsZero() || d.Started.Before(s.Started) {
+			s.Started = d.Started
+		}
+		s.Duration = max(s.Duration, d.Duration)
+		switch {
+		case d.Canceled:
+			s.State = scrub.Cancelled
+		case !d.Finished && s.State != scrub.Cancelled:
+			s.State, s.Reason = scrub.Waiting, "It has not ended: another program runs it, or it goes on when the daemon runs"
+		}
+	}
+	if s.State == scrub.Cancelled {
+		s.Reason = ""
+	}
+	if s.State == scrub.Finished {
+		s.Progress = 1
+	}
+	return s
 }
 
 func (c *scrubCommand) showPlan(stdout io.Writer, plan *scrub.Plan) error {
@@ -166,55 +242,98 @@ func (c *scrubCommand) showPlan(stdout io.Writer, plan *scrub.Plan) error {
 	return nil
 }
 
-// Timing of what follows a scrub.
-const (
-	followInterval = 500 * time.Millisecond
-	plainInterval  = 10 * time.Second // between lines where nothing changed
-)
+// followInterval is how often a scrub that is followed is looked at.
+const followInterval = 500 * time.Millisecond
 
-// show shows a scrub, with --follow until it ends, and returns what its outcome
-// is as an exit status.
-func (c *scrubCommand) show(ctx context.Context, stdout io.Writer, get func() (scrub.Status, error)) error {
+// daemonPatience is how long a daemon that was there may be away: it is being
+// restarted, and goes on with the scrub then.
+const daemonPatience = time.Minute
+
+// showOnce shows a scrub, and returns what its outcome is as an exit status.
+func (c *scrubCommand) showOnce(stdout io.Writer, s *scrub.Status) error {
+	if c.output == "json" {
+		if err := json.NewEncoder(stdout).Encode(s); err != nil {
+			return err
+		}
+		return outcome(s)
+	}
+	width, _ := terminalSize(stdout)
+	fmt.Fprint(stdout, renderScrub(s, time.Now(), width))
+	return outcome(s)
+}
+
+// followScrub shows a scrub until it ends, and returns what its outcome is as an
+// exit status, or errDetached.
+func (c *scrubCommand) followScrub(ctx context.Context, stdout io.Writer, get func() (scrub.Status, error)) error {
 	s, err := get()
 	if err != nil {
 		return err
 	}
-	if !c.follow {
-		if c.output == "json" {
-			if err := json.NewEncoder(stdout).Encode(s); err != nil {
-				return err
-			}
-		} else {
-			fmt.Fprint(stdout, renderScrub(&s, time.Now(), terminalWidth(stdout)))
-		}
-		return outcome(&s)
-	}
-	v := &view{out: stdout, width: terminalWidth(stdout), json: c.output == "json"}
+	size := func() (int, int) { return terminalSize(stdout) }
+	v := &view{out: stdout, size: size, json: c.output == "json"}
 	ticker := time.NewTicker(followInterval)
 	defer ticker.Stop()
+	lastAnswer := time.Now()
 	for {
 		v.update(&s, time.Now())
 		if !s.State.Active() {
 			v.end(&s, time.Now())
 			return outcome(&s)
 		}
-		select {
-		case <-ctx.Done():
-			if !c.foreground && c.output != "json" {
-				fmt.Fprintln(stdout, "The scrub goes on without you; end it with: btrfs-governor scrub cancel "+s.Pool.String())
+		for {
+			select {
+			case <-ctx.Done():
+				return errDetached
+			case <-ticker.C:
 			}
-			return nil
-		case <-ticker.C:
-		}
-		next, err := get()
-		if err != nil {
+			next, err := get()
+			if err == nil {
+				s, lastAnswer = next, time.Now()
+				break
+			}
 			if ctx.Err() != nil {
-				continue
+				return errDetached
 			}
-			return err
+			if !errors.Is(err, errNoDaemon) || time.Since(lastAnswer) > daemonPatience {
+				return err
+			}
 		}
-		s = next
 	}
+}
+
+// errDetached is returned where a scrub was followed, and has not ended.
+var errDetached = errors.New("no longer following the scrub")
+
+// followJob follows the scrub of a job: also to its end where another one of the
+// pool has begun since.
+func (c *scrubCommand) followJob(ctx context.Context, daemon *client, j *job.Job, stdout io.Writer) error {
+	return c.followDaemon(ctx, j.Pool.String(), stdout, func() (scrub.Status, error) {
+		s, err := daemon.scrubStatus(ctx, j.Pool.String())
+		if err != nil || s.JobID == j.ID {
+			return s, err
+		}
+		var ended job.Job
+		if err := daemon.do(ctx, http.MethodGet, "/api/v1/jobs/"+url.PathEscape(j.ID), nil, &ended); err != nil {
+			return s, err
+		}
+		if !ended.State.Ended() {
+			return s, nil
+		}
+		var result scrub.Status
+		if err := json.Unmarshal(ended.Result, &result); err != nil {
+			return s, fmt.Errorf("job %s is %s: %s; the pool has another scrub now", j.ID, ended.State, ended.Reason)
+		}
+		return result, nil
+	})
+}
+
+// followDaemon is followScrub; whoever detaches is told that the scrub goes on.
+func (c *scrubCommand) followDaemon(ctx context.Context, pool string, stdout io.Writer, get func() (scrub.Status, error)) error {
+	err := c.followScrub(ctx, stdout, get)
+	if errors.Is(err, errDetached) {
+		return fmt.Errorf("%w, which goes on; see it with `%s scrub status --follow %[3]s`, end it with `%[2]s scrub cancel %[3]s`", err, programName, pool)
+	}
+	return err
 }
 
 // outcome is the exit status of a command that showed a scrub; nil is 0.
@@ -223,7 +342,7 @@ func outcome(s *scrub.Status) error {
 	switch {
 	case c.UncorrectableErrors > 0:
 		return exitStatus(exitUncorrectable)
-	case s.State == scrub.Failed:
+	case s.State == scrub.Failed, s.State == scrub.Cancelled:
 		return exitStatus(1)
 	// Superblocks are repaired without being counted as corrected.
 	case c.CorrectedErrors < c.Errors()-c.SuperErrors, s.Options.ReadOnly && c.Errors() > 0:
@@ -234,56 +353,22 @@ func outcome(s *scrub.Status) error {
 	return nil
 }
 
-// view shows how a scrub goes on: in place on a terminal, else as lines.
-type view struct {
-	out   io.Writer
-	width int // 0: no terminal
-	json  bool
-
-	lines  int // on the screen
-	last   string
-	lastAt time.Time
-}
-
-func (v *view) update(s *scrub.Status, now time.Time) {
-	switch {
-	case v.json:
-		_ = json.NewEncoder(v.out).Encode(s) // who closed the pipe reads no more
-	case v.width > 0:
-		text := renderScrub(s, now, v.width)
-		if v.lines > 0 {
-			fmt.Fprintf(v.out, "\x1b[%dA\x1b[J", v.lines) // up, and clear to the end
-		}
-		fmt.Fprint(v.out, text)
-		v.lines = strings.Count(text, "\n")
-	default:
-		state := string(s.State) + s.Reason
-		if state == v.last && now.Sub(v.lastAt) < plainInterval {
-			return
-		}
-		v.last, v.lastAt = state, now
-		fmt.Fprintln(v.out, plainLine(s))
-	}
-}
-
-// end shows the end of a scrub in full where lines were shown before.
-func (v *view) end(s *scrub.Status, now time.Time) {
-	if !v.json && v.width == 0 {
-		fmt.Fprint(v.out, renderScrub(s, now, 0))
-	}
-}
-
-// terminalWidth is the width of a terminal, 0 for what is none.
-func terminalWidth(w io.Writer) int {
+// terminalSize returns the size of a terminal in characters, 0 for what is
+// none.
+func terminalSize(w io.Writer) (width, height int) {
 	f, ok := w.(*os.File)
 	if !ok {
-		return 0
+		return 0, 0
 	}
-	width, _, err := term.GetSize(int(f.Fd()))
-	if err != nil {
-		return 0
+	fd := int(f.Fd())
+	if !term.IsTerminal(fd) {
+		return 0, 0
 	}
-	return max(width, 20)
+	width, height, err := term.GetSize(fd)
+	if err != nil || width <= 0 || height <= 0 {
+		return 80, 24 // a serial console does not know its size
+	}
+	return max(width, 20), height
 }
 
 // runForeground scrubs in this process.
@@ -292,6 +377,9 @@ func (c *scrubCommand) runForeground(ctx context.Context, stdout, stderr io.Writ
 	if err != nil {
 		return err
 	}
+	// The end of the terminal is no reason to die without a checkpoint.
+	ctx, stopSignals := signal.NotifyContext(ctx, syscall.SIGHUP)
+	defer stopSignals()
 	client := btrfs.NewClient(btrfs.DefaultPaths())
 	uuid, err := findMounted(client, c.pool)
 	if err != nil {
@@ -311,7 +399,7 @@ func (c *scrubCommand) runForeground(ctx context.Context, stdout, stderr io.Writ
 		return err
 	}
 	logger := log.NewNopLogger()
-	if terminalWidth(stdout) == 0 {
+	if width, _ := terminalSize(stdout); width == 0 {
 		logger = log.NewLogfmtLogger(log.NewSyncWriter(stderr))
 	}
 	runner, err := scrub.New(scrub.Config{Logger: logger, Client: client, Paths: btrfs.DefaultPaths(), State: dir, Jobs: jobs, Only: uuid})
@@ -337,13 +425,15 @@ func (c *scrubCommand) runForeground(ctx context.Context, stdout, stderr io.Writ
 		<-ended
 	}()
 	<-started
-	if _, err := runner.Start(uuid, o, "command line"); err != nil {
+	// One that was stopped before is under way again: that is the one to follow.
+	if _, err := runner.Start(uuid, o, fmt.Sprintf("command line, uid %d", os.Getuid())); errors.Is(err, scrub.ErrRunning) {
+		fmt.Fprintln(stderr, "Going on with the scrub that had begun, as it was asked for then.")
+	} else if err != nil {
 		return err
 	}
-	c.follow = true
-	err = c.show(ctx, stdout, func() (scrub.Status, error) { return runner.Status(uuid) })
-	if ctx.Err() != nil {
-		fmt.Fprintf(stderr, "Stopped at the checkpoint. The daemon goes on from there at its next start, with the same --state.dir (%s).\n", c.stateDir)
+	err = c.followScrub(ctx, stdout, func() (scrub.Status, error) { return runner.Status(uuid) })
+	if errors.Is(err, errDetached) {
+		return fmt.Errorf("stopped at the checkpoint: the same command goes on from there, and so does the daemon at its next start with --state.dir=%s", c.stateDir)
 	}
 	return err
 }
@@ -358,7 +448,7 @@ func findMounted(client *btrfs.Client, name string) (btrfs.UUID, error) {
 		return btrfs.ParseUUID(text)
 	}
 	mounts, err := client.Mounts()
-	var found []btrfs.UUID
+	var labelled, prefixed []btrfs.UUID
 	var names []string
 	for i := range mounts {
 		m := &mounts[i]
@@ -367,9 +457,17 @@ func findMounted(client *btrfs.Client, name string) (btrfs.UUID, error) {
 		}
 		label := client.Label(m.UUID)
 		names = append(names, strings.TrimSpace(m.UUID.String()+" "+label))
-		if name == "" || name == label || strings.HasPrefix(m.UUID.String(), strings.ToLower(name)) {
-			found = append(found, m.UUID)
+		if name != "" && name == label {
+			labelled = append(labelled, m.UUID)
 		}
+		if strings.HasPrefix(m.UUID.String(), strings.ToLower(name)) {
+			prefixed = append(prefixed, m.UUID)
+		}
+	}
+	// As the daemon has it: a label goes before the beginning of a UUID.
+	found := prefixed
+	if len(labelled) > 0 {
+		found = labelled
 	}
 	if len(found) == 1 {
 		return found[0], nil

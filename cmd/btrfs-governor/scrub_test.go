@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,10 +14,10 @@ import (
 	"sync"
 	"testing"
 	"time"
-	"unicode/utf8"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/scrub/statusfile"
 )
 
 // fakeDaemon answers on a Unix socket, each request with the next answer.
@@ -105,7 +106,7 @@ func TestScrubCommandsSendTheRightRequests(t *testing.T) {
 		{"status a/b", nil, "", ""},
 		{"status", []fakeAnswer{one, {200, statusWith(scrub.Paused, nil)}},
 			"GET /api/v1/pools|GET /api/v1/pools/" + testPool.String() + "/scrub", "Scrub paused"},
-		{"status attic", []fakeAnswer{{200, statusWith(scrub.Running, nil)}}, "GET /api/v1/pools/attic/scrub", "25.0 % done, 200 MiB/s, about 2h30m left"},
+		{"status attic", []fakeAnswer{{200, statusWith(scrub.Running, nil)}}, "GET /api/v1/pools/attic/scrub", "25.0 % done, 200 MiB/s, about 2h 30m left"},
 		{"status odd/../name --output json", nil, "", ""},
 	} {
 		d := startFakeDaemon(t, tt.answers...)
@@ -136,6 +137,7 @@ func TestScrubExitStatus(t *testing.T) {
 			corrected(s)
 			s.Options.ReadOnly = true
 		}), 4},
+		"cancelled":                {statusWith(scrub.Cancelled, nil), 1},
 		"failed":                   {statusWith(scrub.Failed, nil), 1},
 		"failed and uncorrectable": {statusWith(scrub.Failed, counters(btrfs.ScrubCounters{CsumErrors: 1, UncorrectableErrors: 1})), 4},
 		"superblock":               {statusWith(scrub.Finished, counters(btrfs.ScrubCounters{SuperErrors: 1})), 3},
@@ -148,12 +150,15 @@ func TestScrubExitStatus(t *testing.T) {
 }
 
 func TestScrubFollowPrintsChangesAndTheEnd(t *testing.T) {
+	ofJob := func(state scrub.State, reason string) scrub.Status {
+		return statusWith(state, func(s *scrub.Status) { s.JobID, s.Reason = "scrub-1", reason })
+	}
 	d := startFakeDaemon(t,
-		fakeAnswer{202, map[string]string{"id": "scrub-1"}},
-		fakeAnswer{200, statusWith(scrub.Running, nil)},
-		fakeAnswer{200, statusWith(scrub.Running, nil)},
-		fakeAnswer{200, statusWith(scrub.Yielding, func(s *scrub.Status) { s.Reason = "readers on sda" })},
-		fakeAnswer{200, statusWith(scrub.Finished, func(s *scrub.Status) { s.Reason = "No errors" })},
+		fakeAnswer{202, map[string]string{"id": "scrub-1", "pool": testPool.String()}},
+		fakeAnswer{200, ofJob(scrub.Running, "")},
+		fakeAnswer{200, ofJob(scrub.Running, "")},
+		fakeAnswer{200, ofJob(scrub.Yielding, "readers on sda")},
+		fakeAnswer{200, ofJob(scrub.Finished, "No errors")},
 	)
 	status, stdout, stderr := runCommandLine("scrub", "start", "attic", "-f", "--api.socket="+d.socket)
 	if status != 0 || stderr != "" {
@@ -177,37 +182,119 @@ func TestScrubErrorsSayWhatToDo(t *testing.T) {
 	}
 }
 
-func TestScrubTableFitsTheTerminal(t *testing.T) {
-	s := statusWith(scrub.Yielding, func(s *scrub.Status) {
-		s.Reason = "readers on sda: 31 reads/s"
-		s.Devices[1].Error = "the device is missing"
-		s.Damage = &scrub.Damage{
-			Errors: []scrub.DamagedBlock{
-				{Device: "sda", Corrected: true, Files: []scrub.DamagedFile{{Subvolume: "@home", Path: "photos/é.jpg", Offset: 4096}}},
-				{Device: "sdb", Metadata: true, Physical: 1 << 30}, {Device: "sdb", Physical: 5},
-			},
-			Truncated: true, Unlocated: 3,
-		}
-	})
-	full := renderScrub(&s, time.Now(), 0)
-	for _, want := range []string{
-		"Scrub yielding: readers on sda: 31 reads/s", "gave way for 5m0s", "#", "yields",
-		"corrected      @home/photos/é.jpg, at byte 4096, on sda", "NOT corrected  metadata, at 1073741824 on sdb",
-		"no file uses", "and more", "and 3 errors whose place is not known", "the device is missing",
+func TestScrubAnswersThatAreNoAnswerAreErrors(t *testing.T) {
+	for _, tt := range []struct {
+		answer fakeAnswer
+		want   string
+	}{
+		{fakeAnswer{409, map[string]any{"detail": "\"a\" may be any of 2 pools: give the UUID.", "candidates": []string{"aa", "ab"}}},
+			`"a" may be any of 2 pools: give the UUID: aa, ab`},
+		{fakeAnswer{502, "nonsense"}, "the daemon answers with 502 Bad Gateway"},
+		{fakeAnswer{200, "nonsense"}, "read the daemon's answer: "},
 	} {
-		if !strings.Contains(full, want) {
-			t.Errorf("%q is not in:\n%s", want, full)
+		d := startFakeDaemon(t, tt.answer)
+		status, stdout, stderr := runCommandLine("scrub", "status", "a", "--api.socket="+d.socket)
+		if status != 1 || stdout != "" || !strings.HasPrefix(stderr, "btrfs-governor: "+tt.want) {
+			t.Errorf("status %d: %q %q, want %q", status, stdout, stderr, tt.want)
 		}
 	}
-	for _, width := range []int{20, 40, 80, 120} {
-		text := renderScrub(&s, time.Now(), width)
-		if strings.Count(text, "\n") != strings.Count(full, "\n") {
-			t.Errorf("at width %d there are other lines", width)
+}
+
+func TestScrubWithoutDaemonSaysHowToGoOn(t *testing.T) {
+	none := "--api.socket=" + filepath.Join(t.TempDir(), "none")
+	for args, want := range map[string]string{
+		"start attic":            "--foreground scrubs without it",
+		"pause attic":            "`btrfs-governor serve`",
+		"status --follow attic":  "`btrfs-governor serve`",
+		"start attic --mode=ful": "must be one of ,auto,full,limit, got 'ful'; see btrfs-governor scrub start --help",
+		"stop attic":             `see btrfs-governor scrub --help`,
+	} {
+		words := append([]string{"scrub"}, strings.Fields(args)...)
+		if args != "stop attic" {
+			words = append(words, none)
 		}
-		for line := range strings.Lines(text) {
-			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > width {
-				t.Errorf("width %d: %q has %d characters", width, line, n)
-			}
+		if status, stdout, stderr := runCommandLine(words...); status != 1 || stdout != "" || !strings.Contains(stderr, want) {
+			t.Errorf("%s: status %d: %q, want %q", args, status, stderr, want)
+		}
+	}
+}
+
+func TestScrubFollowsItsJobToTheEnd(t *testing.T) {
+	of := func(id string, state scrub.State) scrub.Status {
+		return statusWith(state, func(s *scrub.Status) { s.JobID = id })
+	}
+	result, err := json.Marshal(of("scrub-1", scrub.Cancelled))
+	must(t, err)
+	d := startFakeDaemon(t,
+		fakeAnswer{202, map[string]string{"id": "scrub-1", "pool": testPool.String()}},
+		fakeAnswer{200, of("scrub-1", scrub.Running)},
+		fakeAnswer{200, of("scrub-2", scrub.Running)}, // another one began meanwhile
+		fakeAnswer{200, map[string]any{"id": "scrub-1", "state": "cancelled", "result": json.RawMessage(result)}},
+	)
+	status, stdout, stderr := runCommandLine("scrub", "start", "attic", "-f", "--output=json", "--api.socket="+d.socket)
+	if status != 1 || stderr != "" { // it has not scrubbed all
+		t.Errorf("exit status %d: %s", status, stderr)
+	}
+	var states []string
+	for line := range strings.Lines(stdout) {
+		var s scrub.Status
+		must(t, json.Unmarshal([]byte(line), &s))
+		states = append(states, s.JobID+" "+string(s.State))
+	}
+	if got := strings.Join(states, ", "); got != "scrub-1 running, scrub-1 cancelled" {
+		t.Errorf("got %s", got)
+	}
+	if got := d.requests[len(d.requests)-1]; got != "GET /api/v1/jobs/scrub-1" {
+		t.Errorf("the last request is %s", got)
+	}
+}
+
+func TestScrubGoesOnWhenNobodyFollows(t *testing.T) {
+	d := startFakeDaemon(t, fakeAnswer{200, statusWith(scrub.Running, nil)})
+	ctx, cancel := context.WithCancel(t.Context())
+	seen, errs := &firstWrite{cancel: cancel}, new(bytes.Buffer)
+	status := run(ctx, []string{"scrub", "status", "attic", "--follow", "--api.socket=" + d.socket}, seen, errs)
+	if want := "which goes on; see it with `btrfs-governor scrub status --follow " + testPool.String(); status != 1 || !strings.Contains(errs.String(), want) {
+		t.Errorf("exit status %d: %q, want %q", status, errs, want)
+	}
+	for _, r := range d.requests {
+		if !strings.HasPrefix(r, "GET ") {
+			t.Errorf("sent %s", r)
+		}
+	}
+}
+
+// firstWrite cancels when something was written: Ctrl-C of somebody who has seen
+// it.
+type firstWrite struct{ cancel func() }
+
+func (w *firstWrite) Write(b []byte) (int, error) {
+	w.cancel()
+	return len(b), nil
+}
+
+func TestScrubRecordWithoutDaemon(t *testing.T) {
+	began := time.Unix(1795593219, 0).UTC()
+	finished := statusfile.Device{DevID: 1, Finished: true, Started: began.Add(time.Second), Duration: time.Hour, Counters: btrfs.ScrubCounters{CsumErrors: 2, CorrectedErrors: 2}}
+	open, cancelled := finished, finished
+	open.DevID, open.Finished, open.Started = 2, false, began
+	cancelled.DevID, cancelled.Finished, cancelled.Canceled = 3, false, true
+	for _, tt := range []struct {
+		devices []statusfile.Device
+		state   scrub.State
+		exit    error
+	}{
+		{nil, scrub.Idle, nil},
+		{[]statusfile.Device{finished}, scrub.Finished, exitStatus(3)},
+		{[]statusfile.Device{open, finished}, scrub.Waiting, exitStatus(3)},
+		{[]statusfile.Device{cancelled, open, finished}, scrub.Cancelled, exitStatus(1)},
+	} {
+		s := recordedScrub(testPool, tt.devices)
+		if s.State != tt.state || !errors.Is(outcome(&s), tt.exit) {
+			t.Errorf("%+v: %s and %v, want %s and %v", tt.devices, s.State, outcome(&s), tt.state, tt.exit)
+		}
+		if tt.state == scrub.Waiting && (s.Started != began || s.Duration != time.Hour || s.Reason == "") {
+			t.Errorf("%+v", s)
 		}
 	}
 }
@@ -217,9 +304,15 @@ func TestTokenIsPrinted(t *testing.T) {
 	if status, _, stderr := runCommandLine("token", "--state.dir="+dir); status != 1 || !strings.Contains(stderr, "first start") {
 		t.Errorf("without a token: %d %q", status, stderr)
 	}
+	if status, _, stderr := runCommandLine("token", "--token-file="+dir+"/mine"); status != 1 || !strings.Contains(stderr, dir+"/mine") {
+		t.Errorf("without the file: %d %q", status, stderr)
+	}
 	const secret = "0123456789abcdef"
 	must(t, os.WriteFile(filepath.Join(dir, "token"), []byte(secret+"\n"), 0o600))
 	if status, stdout, stderr := runCommandLine("token", "--state.dir="+dir); status != 0 || stdout != fmt.Sprintln(secret) {
+		t.Errorf("got %d %q %q", status, stdout, stderr)
+	}
+	if status, stdout, stderr := runCommandLine("token", "--token-file="+dir+"/token"); status != 0 || stdout != fmt.Sprintln(secret) {
 		t.Errorf("got %d %q %q", status, stdout, stderr)
 	}
 }
