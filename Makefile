@@ -4,6 +4,7 @@ GO       ?= go
 N        ?= 500
 SEED     ?= 1
 FUZZTIME ?= 30s
+REPEAT   ?= 1
 
 # The race detector needs a C compiler.
 CC_FOUND := $(shell command -v $$($(GO) env CC) 2>/dev/null)
@@ -59,6 +60,10 @@ lint: $(GOLANGCI_LINT) ## gofmt, go vet and golangci-lint
 bench: packages build ## benchmarks, and CPU per scrape beside node_exporter's (root)
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 	$(GO) run ./internal/benchscrape
+
+.PHONY: bench-scrub
+bench-scrub: packages ## what people feel of a scrub on emulated hard disks, REPEAT times (root)
+	$(GO) run ./internal/benchscrub -repeat $(REPEAT)
 
 .PHONY: demo
 demo: build ## serve a demonstration pool of four mismatched drives until Ctrl-C

@@ -18,6 +18,11 @@ func TestIoctlNumbersAndSizes(t *testing.T) {
 		{"BTRFS_IOC_FS_INFO", ioctlFSInfo, 0x8400941f},
 		{"BTRFS_IOC_BALANCE_PROGRESS", ioctlBalanceProgress, 0x84009422},
 		{"BTRFS_IOC_GET_DEV_STATS", ioctlGetDevStats, 0xc4089434},
+		{"BTRFS_IOC_SCRUB", ioctlScrub, 0xc400941b},
+		{"BTRFS_IOC_SCRUB_CANCEL", ioctlScrubCancel, 0x941c},
+		{"BTRFS_IOC_SCRUB_PROGRESS", ioctlScrubProgress, 0xc400941d},
+		{"BTRFS_IOC_INO_LOOKUP", ioctlInoLookup, 0xd0009412},
+		{"BTRFS_IOC_LOGICAL_INO_V2", ioctlLogicalInoV2, 0xc038943b},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s is %#x, want %#x", tt.name, tt.got, tt.want)
@@ -36,6 +41,11 @@ func TestIoctlNumbersAndSizes(t *testing.T) {
 		{"btrfs_ioctl_search_args_v2", unsafe.Sizeof(searchArgsV2{}), 112},
 		{"btrfs_balance_args", unsafe.Sizeof(balanceFilter{}), 136},
 		{"btrfs_ioctl_balance_args", unsafe.Sizeof(balanceArgs{}), 1024},
+		{"btrfs_scrub_progress", unsafe.Sizeof(ScrubCounters{}), 120},
+		{"btrfs_ioctl_scrub_args", unsafe.Sizeof(scrubArgs{}), 1024},
+		{"btrfs_ioctl_ino_lookup_args", unsafe.Sizeof(inoLookupArgs{}), 4096},
+		{"btrfs_ioctl_logical_ino_args", unsafe.Sizeof(logicalInoArgs{}), 56},
+		{"btrfs_data_container with its room", unsafe.Sizeof(dataContainer{}), logicalInoBufferSize},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("struct %s has %d bytes, want %d", tt.name, tt.got, tt.want)
@@ -98,6 +108,30 @@ func TestIoctlNumbersAndSizes(t *testing.T) {
 		{"ioctl_balance_args.meta", unsafe.Offsetof(balanceArgs{}.metadata), 152},
 		{"ioctl_balance_args.sys", unsafe.Offsetof(balanceArgs{}.system), 288},
 		{"ioctl_balance_args.stat", unsafe.Offsetof(balanceArgs{}.stat), 424},
+
+		{"scrub_args.start", unsafe.Offsetof(scrubArgs{}.start), 8},
+		{"scrub_args.end", unsafe.Offsetof(scrubArgs{}.end), 16},
+		{"scrub_args.flags", unsafe.Offsetof(scrubArgs{}.flags), 24},
+		{"scrub_args.progress", unsafe.Offsetof(scrubArgs{}.progress), 32},
+		{"scrub_progress.read_errors", unsafe.Offsetof(ScrubCounters{}.ReadErrors), 32},
+		{"scrub_progress.csum_errors", unsafe.Offsetof(ScrubCounters{}.CsumErrors), 40},
+		{"scrub_progress.verify_errors", unsafe.Offsetof(ScrubCounters{}.VerifyErrors), 48},
+		{"scrub_progress.super_errors", unsafe.Offsetof(ScrubCounters{}.SuperErrors), 72},
+		{"scrub_progress.uncorrectable_errors", unsafe.Offsetof(ScrubCounters{}.UncorrectableErrors), 88},
+		{"scrub_progress.corrected_errors", unsafe.Offsetof(ScrubCounters{}.CorrectedErrors), 96},
+		{"scrub_progress.last_physical", unsafe.Offsetof(ScrubCounters{}.LastPhysical), 104},
+		{"scrub_progress.unverified_errors", unsafe.Offsetof(ScrubCounters{}.UnverifiedErrors), 112},
+
+		{"ino_lookup_args.objectid", unsafe.Offsetof(inoLookupArgs{}.objectID), 8},
+		{"ino_lookup_args.name", unsafe.Offsetof(inoLookupArgs{}.name), 16},
+
+		{"logical_ino_args.size", unsafe.Offsetof(logicalInoArgs{}.size), 8},
+		{"logical_ino_args.flags", unsafe.Offsetof(logicalInoArgs{}.flags), 40},
+		{"logical_ino_args.inodes", unsafe.Offsetof(logicalInoArgs{}.inodes), 48},
+
+		{"data_container.elem_cnt", unsafe.Offsetof(dataContainer{}.elements), 8},
+		{"data_container.elem_missed", unsafe.Offsetof(dataContainer{}.elementsMissed), 12},
+		{"data_container.val", unsafe.Offsetof(dataContainer{}.values), containerHeader},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("field %s is at %d, want %d", tt.name, tt.got, tt.want)
@@ -114,6 +148,9 @@ func TestIoctlNumbersAndSizes(t *testing.T) {
 		{"space_args", sizeSpaceArgs, unsafe.Offsetof(spaceArgs{}.spaces)},
 		{"search_args_v2", sizeSearchArgsV2, unsafe.Sizeof(searchArgsV2{})},
 		{"balance_args", sizeBalanceArgs, unsafe.Sizeof(balanceArgs{})},
+		{"scrub_args", sizeScrubArgs, unsafe.Sizeof(scrubArgs{})},
+		{"ino_lookup_args", sizeInoLookupArgs, unsafe.Sizeof(inoLookupArgs{})},
+		{"logical_ino_args", sizeLogicalInoArgs, unsafe.Sizeof(logicalInoArgs{})},
 	} {
 		if tt.number != tt.actual {
 			t.Errorf("%s: the ioctl says %d bytes, the structure has %d", tt.name, tt.number, tt.actual)

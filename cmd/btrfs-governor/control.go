@@ -92,7 +92,7 @@ func (k *control) apply(cfg *config.Config) {
 }
 
 // controlTasks are the tasks that take commands and carry them out.
-func (c *serveCommand) controlTasks(k *control, handler http.Handler, logs *logging.Loggers) ([]task, error) {
+func (c *serveCommand) controlTasks(ctx context.Context, k *control, handler http.Handler, logs *logging.Loggers) ([]task, error) {
 	if k.scrubs == nil {
 		return nil, nil
 	}
@@ -100,7 +100,7 @@ func (c *serveCommand) controlTasks(k *control, handler http.Handler, logs *logg
 	if c.apiSocket == "" {
 		return tasks, nil
 	}
-	l, err := listenUnix(c.apiSocket)
+	l, err := listenUnix(ctx, c.apiSocket)
 	if err != nil {
 		return nil, err
 	}
@@ -109,14 +109,14 @@ func (c *serveCommand) controlTasks(k *control, handler http.Handler, logs *logg
 
 // listenUnix opens the socket for commands. One that nobody serves any more is
 // taken over.
-func listenUnix(path string) (net.Listener, error) {
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	const remedy = "; name another one with --api.socket, or none with --api.socket="
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("make the directory of the socket: %w"+remedy, err)
 	}
-	l, err := net.Listen("unix", path)
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		c, dialErr := net.DialTimeout("unix", path, time.Second)
+		c, dialErr := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path)
 		if dialErr == nil {
 			c.Close()
 			return nil, fmt.Errorf("listen on %s: another btrfs-governor runs; stop it, or give this one another socket with --api.socket and another --state.dir", path)
@@ -124,7 +124,7 @@ func listenUnix(path string) (net.Listener, error) {
 		// Only a socket: never remove what somebody keeps under that name.
 		if info, statErr := os.Lstat(path); statErr == nil && info.Mode().Type() == os.ModeSocket && errors.Is(dialErr, syscall.ECONNREFUSED) {
 			if err = os.Remove(path); err == nil {
-				l, err = net.Listen("unix", path)
+				l, err = new(net.ListenConfig).Listen(ctx, "unix", path)
 			}
 		}
 	}

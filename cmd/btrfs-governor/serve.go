@@ -180,7 +180,7 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	tasks, err := c.controlTasks(control, handler, logs)
+	tasks, err := c.controlTasks(ctx, control, handler, logs)
 	if err != nil {
 		for _, l := range listeners {
 			err = errors.Join(err, l.Close())

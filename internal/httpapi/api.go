@@ -314,7 +314,7 @@ func (a *api) streamEvents(w http.ResponseWriter, r *http.Request) error {
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	for {
-		ok := false
+		var ok bool
 		select {
 		case <-r.Context().Done():
 			return nil

@@ -165,12 +165,11 @@ type foreground interface {
 }
 
 type world struct {
-	disks   []*simDisk
-	scrubs  []*simScrub
-	psi     simPSI
-	rng     *rand.Rand
-	lat     []latency
-	elapsed time.Duration
+	disks  []*simDisk
+	scrubs []*simScrub
+	psi    simPSI
+	rng    *rand.Rand
+	lat    []latency
 }
 
 type latency struct{ at, took time.Duration }

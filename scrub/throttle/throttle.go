@@ -287,7 +287,7 @@ func (c *Controller) Step(s Sample) Decision {
 		}
 		c.ramp(s.Now)
 	case looking:
-		c.look(&e, active, s.Now)
+		c.look(active, s.Now)
 	case holding:
 		if active {
 			c.lastActive = s.Now
@@ -421,7 +421,7 @@ func (c *Controller) evidence(floor time.Duration) evidence {
 	recent := min(first, 3)
 	rise := func(value func(*point) float64) float64 {
 		now, before := math.Inf(-1), math.Inf(-1)
-		for i := 0; i < max(recent, 1); i++ {
+		for i := range max(recent, 1) {
 			now = max(now, value(c.ago(i)))
 		}
 		for i := first; i <= last; i++ {
@@ -573,7 +573,7 @@ func (c *Controller) suspect(e *evidence, now time.Duration) {
 }
 
 // look checks a suspicion while the scrub is out of the way.
-func (c *Controller) look(e *evidence, active bool, now time.Duration) {
+func (c *Controller) look(active bool, now time.Duration) {
 	if !c.settled {
 		return
 	}

@@ -106,7 +106,7 @@ func TestForegroundIsNotFelt(t *testing.T) {
 func TestIdlePoolLosesLittle(t *testing.T) {
 	const length = 60 * time.Second
 	// The worst: all extents of all devices turn sparse at once.
-	sparse := func(now time.Duration, rng *rand.Rand) uint64 {
+	sparse := func(now time.Duration, _ *rand.Rand) uint64 {
 		if now/(10*time.Second)%2 == 1 {
 			return 64 << 10
 		}

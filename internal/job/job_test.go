@@ -1,0 +1,160 @@
+package job
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"testing"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
+)
+
+var pool = btrfs.UUID{1}
+
+func open(t *testing.T, dir string, limit int) *Store {
+	t.Helper()
+	s, err := Open(state.NewDir(dir), limit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func create(t *testing.T, s *Store) Job {
+	t.Helper()
+	j, err := s.Create("scrub", pool, "test", map[string]string{"mode": "auto"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+func end(t *testing.T, s *Store, id string) {
+	t.Helper()
+	if _, err := s.Update(id, func(j *Job) { j.State, j.Reason = Succeeded, "No errors" }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestHistorySurvivesARestart(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, 10)
+	ended, waiting := create(t, s), create(t, s)
+	end(t, s, ended.ID)
+
+	s = open(t, dir, 10)
+	got, err := s.Get(ended.ID)
+	if err != nil || got.State != Succeeded || got.Reason != "No errors" || got.Ended.IsZero() || string(got.Request) != `{"mode":"auto"}` {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if got, err := s.Get(waiting.ID); err != nil || got.State != Waiting || !got.Ended.IsZero() {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if jobs := s.List(); len(jobs) != 2 || jobs[0].ID != waiting.ID {
+		t.Errorf("the list is %+v, want the newest first", jobs)
+	}
+	if _, err := s.Get("scrub-0"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a job that there is not: %v", err)
+	}
+	if _, err := s.Update("scrub-0", func(*Job) {}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a change of a job that there is not: %v", err)
+	}
+}
+
+func TestOnlyTheNewestEndedJobsAreKept(t *testing.T) {
+	s := open(t, t.TempDir(), 3)
+	running := create(t, s)
+	var last Job
+	for range 10 {
+		last = create(t, s)
+		end(t, s, last.ID)
+	}
+	create(t, s)
+	jobs := s.List()
+	if len(jobs) != 5 || jobs[1].ID != last.ID || jobs[4].ID != running.ID {
+		t.Errorf("%d jobs are kept: %+v", len(jobs), jobs)
+	}
+}
+
+func TestDamagedHistoryIsSetAside(t *testing.T) {
+	for name, text := range map[string]string{
+		"no JSON": "[{", "twice": `[{"id":"a","state":"failed"},{"id":"a","state":"failed"}]`,
+		"no id": `[{"state":"failed"}]`, "unknown state": `[{"id":"a","state":"happy"}]`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := state.NewDir(t.TempDir())
+			if err := dir.WriteFile(fileName, []byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			s, err := Open(dir, 10)
+			if !errors.Is(err, state.ErrDamaged) {
+				t.Fatalf("got %v, want ErrDamaged", err)
+			}
+			if _, err := os.Stat(dir.Path(fileName + ".damaged")); err != nil {
+				t.Error(err)
+			}
+			create(t, s) // the store is good
+		})
+	}
+}
+
+func TestSlowSubscriberLosesTheOldestAndHoldsUpNobody(t *testing.T) {
+	s := open(t, t.TempDir(), 10)
+	events, stop := s.Subscribe()
+	for i := range 3 * subscriberEvents {
+		s.Publish("scrub", i)
+	}
+	first := <-events
+	if want := uint64(2*subscriberEvents + 1); first.ID != want {
+		t.Errorf("the oldest event it still gets is %d, want %d", first.ID, want)
+	}
+	stop()
+	stop()
+	s.Publish("scrub", 0)
+	if n := len(events); n != subscriberEvents-1 {
+		t.Errorf("%d events wait after the stop, want %d", n, subscriberEvents-1)
+	}
+}
+
+func TestStoreIsForManyAtOnce(t *testing.T) {
+	s := open(t, t.TempDir(), 100)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			_, stop := s.Subscribe()
+			defer stop()
+			j, err := s.Create("scrub", pool, "test", nil)
+			if err == nil {
+				_, err = s.Update(j.ID, func(j *Job) { j.State = Running })
+			}
+			if err != nil {
+				t.Error(err)
+			}
+			s.List()
+		})
+	}
+	wg.Wait()
+	if n := len(s.List()); n != 8 {
+		t.Errorf("%d jobs, want 8", n)
+	}
+}
+
+func FuzzOpen(f *testing.F) {
+	f.Add([]byte(`[{"id":"scrub-1","kind":"scrub","pool":"00000000-0000-0000-0000-000000000001","state":"running"}]`))
+	f.Add([]byte(`[{"id":"","state":"running"}]`))
+	path := f.TempDir()
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := state.NewDir(path)
+		if err := dir.WriteFile(fileName, data); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(dir, 3)
+		if err != nil && !errors.Is(err, state.ErrDamaged) {
+			t.Fatalf("%q: %v", data, err)
+		}
+		if _, err := s.Create("scrub", pool, "fuzz", nil); err != nil {
+			t.Errorf("%q: %v", data, err)
+		}
+	})
+}
