@@ -36,6 +36,7 @@ type control struct {
 	jobs   *job.Store
 	token  *httpapi.Token
 	scrubs *scrub.Runner
+	sys    string // where sysfs is
 	// release gives the state directory back.
 	release func()
 }
@@ -73,21 +74,21 @@ func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir 
 	if err != nil {
 		return nil, err
 	}
-	return &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs}, nil
+	return &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, sys: paths.Sys}, nil
 }
 
 // loadToken reads the token again, so that a reload rotates it.
-func (k *control) loadToken(*config.Config) error {
+func (k *control) loadToken(cfg *config.Config) error {
 	if k.token == nil {
 		return nil
 	}
-	return k.token.Load("")
+	return k.token.Load(cfg.API.TokenFile)
 }
 
 // apply changes the settings of what runs.
 func (k *control) apply(cfg *config.Config) {
 	if k.scrubs != nil {
-		k.scrubs.SetSettings(scrub.Settings{Excludes: cfg.Pools.Excludes})
+		k.scrubs.SetSettings(cfg.ScrubSettings(k.sys))
 	}
 }
 

@@ -25,6 +25,8 @@ const maxSize = 1 << 20
 type Config struct {
 	Scrape Scrape `yaml:"scrape"`
 	Pools  Pools  `yaml:"pools"`
+	API    API    `yaml:"api"`
+	Scrub  Scrub  `yaml:"scrub"`
 }
 
 // Scrape says how pools are read for a scrape.
@@ -78,7 +80,10 @@ func (d Duration) String() string { return time.Duration(d).String() }
 
 // Default returns the configuration that an empty file gives.
 func Default() *Config {
-	return &Config{Scrape: Scrape{Timeout: Duration(8 * time.Second)}}
+	return &Config{
+		Scrape: Scrape{Timeout: Duration(8 * time.Second)},
+		Scrub:  Scrub{MaxPools: 1, Timezone: "Local", OnBattery: holdOnBattery},
+	}
 }
 
 // Bounds of scrape.timeout. Below the lower one a healthy pool whose disks
@@ -105,7 +110,10 @@ func (c *Config) validate() *keyError {
 		}
 		seen[name] = true
 	}
-	return nil
+	if bad := c.API.validate(); bad != nil {
+		return bad
+	}
+	return c.Scrub.validate()
 }
 
 // Load reads a configuration file. With optional a file that does not exist

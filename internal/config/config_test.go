@@ -15,6 +15,8 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/scrub/schedule"
 )
 
 const exampleFile = "../../examples/config.yml"
@@ -28,17 +30,45 @@ func corpus(t testing.TB, dir string) []string {
 	return files
 }
 
+func windows(all ...string) []schedule.Window {
+	var parsed []schedule.Window
+	for _, s := range all {
+		var w schedule.Window
+		if err := w.UnmarshalText([]byte(s)); err != nil {
+			panic(err)
+		}
+		parsed = append(parsed, w)
+	}
+	return parsed
+}
+
 func TestGoodFilesParse(t *testing.T) {
 	full := &Config{
 		Scrape: Scrape{Timeout: Duration(90 * time.Second)},
 		Pools: Pools{Exclude: []string{
 			"scratch", "3F2C1A52-8C1E-4B7E-9D53-0A4F5B6C7D8E", "a \"label\"\nof two lines, ☃", "2024",
 		}},
+		API: API{TokenFile: "/etc/btrfs-governor/token"},
+		Scrub: Scrub{
+			MaxPools: 2, Timezone: "UTC", OnBattery: "run",
+			Windows: windows("22:00-07:00", "Sat,Sun 00:00-24:00"), Blackout: windows("Mon 03:00-04:00"),
+			Schedules: []ScrubSchedule{
+				{Name: "monthly", Cron: "0 3 1 * *"},
+				{Name: "attic", Pools: []string{"attic"}, Cron: "@weekly", Mode: "limit", Limit: 50_000_000, ReadOnly: true, Deadline: Duration(24 * time.Hour)},
+			},
+		},
 	}
+	exclude := func(name string) *Config {
+		c := Default()
+		c.Scrape.Timeout, c.Pools.Exclude = Duration(500*time.Millisecond), []string{name}
+		return c
+	}
+	anchors := exclude("stick")
+	anchors.Pools.Exclude = append(anchors.Pools.Exclude, "other")
 	want := map[string]*Config{
 		"full.yml":    full,
-		"anchors.yml": {Scrape{Duration(500 * time.Millisecond)}, Pools{Exclude: []string{"stick", "other"}}},
-		"flow.yml":    {Scrape{Duration(500 * time.Millisecond)}, Pools{Exclude: []string{"json"}}},
+		"anchors.yml": anchors,
+		"flow.yml":    exclude("json"),
 	}
 	for _, file := range corpus(t, "good") {
 		t.Run(filepath.Base(file), func(t *testing.T) {
@@ -194,4 +224,33 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("-first +again:\n%s\n%s", diff, again)
 		}
 	})
+}
+
+func TestScrubSettings(t *testing.T) {
+	c, err := Load("testdata/good/full.yml", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := c.ScrubSettings(t.TempDir())
+	if s.MaxPools != 2 || s.OnBattery != nil || len(s.Schedules) != 2 {
+		t.Fatalf("got %+v", s)
+	}
+	if night := time.Date(2026, 3, 4, 23, 0, 0, 0, time.UTC); !s.Hours.Open(night) || s.Hours.Open(night.Add(12*time.Hour)) {
+		t.Error("the hours are not those of the file")
+	}
+	attic := s.Schedules[1]
+	want := scrub.Options{Mode: scrub.Limit, Limit: 50_000_000, ReadOnly: true}
+	if attic.Options != want || attic.Within != 24*time.Hour || attic.Pools[0] != "attic" {
+		t.Errorf("got %+v", attic)
+	}
+	if s.Schedules[0].Options.Mode != scrub.Auto {
+		t.Errorf("the mode is %q, want auto", s.Schedules[0].Options.Mode)
+	}
+	first := time.Date(2026, 3, 1, 3, 0, 0, 0, time.UTC)
+	if due := s.Schedules[0].Due; due(first, first.Add(time.Hour)) || !due(first.Add(-time.Minute), first) {
+		t.Error("the schedule is not due on the first at three")
+	}
+	if Default().ScrubSettings(t.TempDir()).OnBattery == nil {
+		t.Error("by default scrubs do not wait for mains")
+	}
 }

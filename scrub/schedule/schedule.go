@@ -20,7 +20,17 @@ const minutesOfDay = 24 * 60
 type Window struct {
 	days       [7]bool // in which it begins, by time.Weekday
 	start, end int     // minutes of the day
+	text       string
 }
+
+// Equal reports whether two windows are the same times.
+func (w Window) Equal(o Window) bool { return w.days == o.days && w.start == o.start && w.end == o.end }
+
+// String returns the window as it was written.
+func (w Window) String() string { return w.text }
+
+// MarshalText implements encoding.TextMarshaler.
+func (w Window) MarshalText() ([]byte, error) { return []byte(w.text), nil }
 
 var dayNames = []string{"sun", "mon", "tue", "wed", "thu", "fri", "sat"}
 
@@ -52,7 +62,7 @@ func (w *Window) UnmarshalText(text []byte) error {
 	if from == to {
 		return fmt.Errorf("window %q begins when it ends; for the whole day write 00:00-24:00", s)
 	}
-	parsed.start, parsed.end = from, to
+	parsed.start, parsed.end, parsed.text = from, to, s
 	*w = parsed
 	return nil
 }
