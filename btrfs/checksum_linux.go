@@ -91,18 +91,6 @@ func (f *Filesystem) walkChecksums(start, end uint64, fn func(logical uint64, su
 // NodeSize returns the bytes of a tree block.
 func (f *Filesystem) NodeSize() uint64 { return uint64(f.info.nodesize) }
 
-// Generation returns the generation when the filesystem was opened: what is
-// older is on the disks.
-func (f *Filesystem) Generation() uint64 { return f.info.generation }
-
-// MetadataID returns the UUID that stands in each tree block.
-func (f *Filesystem) MetadataID() UUID {
-	if id, ok := f.MetadataUUID(); ok && !id.IsZero() {
-		return id
-	}
-	return f.UUID()
-}
-
 // WalkTreeBlocks calls fn for each tree block in [start, end), in order of
 // logical address, with the generation in which it was made. fn must not use
 // f. Needs CAP_SYS_ADMIN.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -466,4 +467,51 @@ func (c *Client) Label(uuid UUID) string {
 		return ""
 	}
 	return strings.TrimSuffix(string(b), "\n")
+}
+
+// Chunk returns the chunk that begins at a logical address. unix.ENOENT says
+// that there is none. Needs CAP_SYS_ADMIN.
+func (f *Filesystem) Chunk(logical uint64) (*Chunk, error) {
+	var chunk *Chunk
+	err := f.walkTree(treeRange{
+		tree: treeChunk, minObject: objectFirstChunk, maxObject: objectFirstChunk, minType: itemChunk, maxType: itemChunk, minOffset: logical,
+	}, func(it *treeItem) error {
+		if it.itemType == itemChunk && it.offset == logical {
+			chunk = new(Chunk)
+			if err := parseChunk(it.offset, it.data, chunk); err != nil {
+				return err
+			}
+		}
+		return errStopWalk
+	})
+	if err != nil && !errors.Is(err, errStopWalk) {
+		return nil, fmt.Errorf("%s: chunk %d: %w", f.path, logical, err)
+	}
+	if chunk == nil {
+		return nil, fmt.Errorf("%s: chunk %d: %w", f.path, logical, unix.ENOENT)
+	}
+	return chunk, nil
+}
+
+// ChunkAt returns the chunk that a logical address lies in, at a cost that grows
+// with the number of chunks. unix.ENOENT says that there is none. Needs
+// CAP_SYS_ADMIN.
+func (f *Filesystem) ChunkAt(logical uint64) (*Chunk, error) {
+	var found *Chunk
+	_, err := f.WalkChunks(func(c *Chunk) error {
+		if logical < c.Logical || logical-c.Logical >= c.Length {
+			return nil
+		}
+		copied := *c
+		copied.Stripes = slices.Clone(c.Stripes)
+		found = &copied
+		return errStopWalk
+	})
+	if err != nil && !errors.Is(err, errStopWalk) {
+		return nil, err
+	}
+	if found == nil {
+		return nil, fmt.Errorf("%s: logical address %d: %w", f.path, logical, unix.ENOENT)
+	}
+	return found, nil
 }

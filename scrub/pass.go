@@ -1,6 +1,7 @@
 package scrub
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -20,6 +21,8 @@ type pass struct {
 	governor *governor // nil in modes other than auto
 	workers  []*worker
 	began    time.Time
+	ctx      context.Context // done when the pass is to end
+	cancel   context.CancelFunc
 	before   time.Duration // checkpoint.Active when it began
 
 	mu   sync.Mutex
@@ -31,6 +34,7 @@ type pass struct {
 // startPass begins a pass over the devices that are not done.
 func (p *pool) startPass(g *governor) *pass {
 	a := &pass{pool: p, governor: g, began: p.runner.now(), done: make(chan struct{})}
+	a.ctx, a.cancel = context.WithCancel(context.Background())
 	p.mu.Lock()
 	a.before = p.cp.Active
 	for i := range p.cp.Devices {
@@ -52,6 +56,7 @@ func (p *pool) startPass(g *governor) *pass {
 	}
 	go func() {
 		group.Wait()
+		a.cancel()
 		close(a.done)
 	}()
 	return a
@@ -86,6 +91,7 @@ func (a *pass) end(outcome error) {
 	defer a.mu.Unlock()
 	if a.stop == nil {
 		a.stop = outcome
+		a.cancel()
 	}
 }
 
@@ -99,12 +105,6 @@ func (a *pass) outcome() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.stop
-}
-
-// foundErrors is called when a batch had errors.
-func (a *pass) foundErrors(devid uint64) {
-	level.Warn(a.pool.runner.logger).Log("msg", "the scrub found errors", "pool", a.pool.uuid, "devid", devid)
-	a.pool.damaged()
 }
 
 // cancelInterval is the pause between two attempts to cancel what the workers

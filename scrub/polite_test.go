@@ -320,3 +320,65 @@ func TestReadOnlyMountIsRefusedUnlessTheScrubIsReadOnly(t *testing.T) {
 		t.Errorf("it ended as %s: %s", s.State, s.Reason)
 	}
 }
+
+func TestDamagedFilesAreNamed(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1"})
+	must(t, err)
+	must(t, pool.NewSubvolume("@home"))
+	rng := rand.New(rand.NewPCG(4, 4))
+	for _, name := range []string{"@home/good", "@home/repaired", "@home/lost", "many"} {
+		must(t, pool.WriteFile(name, 4*mib, rng))
+	}
+	must(t, pool.Sync())
+	must(t, pool.Snapshot("@home", "@home.old", true))
+	must(t, pool.CorruptFile("@home/repaired", mib, 0))
+	must(t, pool.CorruptFile("@home/lost", 2*mib, btrfstest.AllMirrors))
+	// More than the kernel logs: it stops at ten in five seconds.
+	for i := range int64(40) {
+		must(t, pool.CorruptFile("many", i*64<<10, 0))
+	}
+	r := start(t, newDirs(t))
+	uuid := uuidOf(t, pool)
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	s := r.finish(uuid)
+	if s.Damage == nil || s.Damage.Unlocated != 0 || s.Damage.Truncated {
+		t.Fatalf("the damage is %+v", s.Damage)
+	}
+	type hit struct {
+		path      string
+		offset    uint64
+		corrected bool
+	}
+	got := make(map[hit]int)
+	for _, b := range s.Damage.Errors {
+		if b.DevID == 0 || b.Device == "" || b.Physical == 0 {
+			t.Errorf("a block without a place: %+v", b)
+		}
+		for _, f := range b.Files {
+			got[hit{f.Subvolume + "/" + f.Path, f.Offset, b.Corrected}]++
+		}
+	}
+	want := map[hit]int{
+		{"@home/repaired", 1 << 20, true}: 1, {"@home.old/repaired", 1 << 20, true}: 1,
+		{"@home/lost", 2 << 20, false}: 2, {"@home.old/lost", 2 << 20, false}: 2, // both mirrors
+	}
+	for i := range uint64(40) {
+		want[hit{"/many", i * 64 << 10, true}] = 1
+	}
+	for h, n := range want {
+		if got[h] != n {
+			t.Errorf("%+v is named %d times, want %d", h, got[h], n)
+		}
+		delete(got, h)
+	}
+	for h := range got {
+		t.Errorf("%+v is named, and was not damaged", h)
+	}
+	// The job has them too, for who asks later.
+	j, err := r.jobs.Get(s.JobID)
+	must(t, err)
+	if !strings.Contains(string(j.Result), `"path":"lost"`) {
+		t.Errorf("the job's result does not name the lost file: %s", j.Result)
+	}
+}

@@ -48,7 +48,7 @@ type pool struct {
 	why        string // why it yields
 	pace       pace
 	live       map[uint64]liveDevice
-	damage     *damageFinder
+	verified   uint64 // bytes that were read again to find errors
 }
 
 // liveDevice is what is known of a call under way.
@@ -354,7 +354,6 @@ func (p *pool) runPass(ctx context.Context) error {
 	default:
 		p.limit(firstLimit)
 	}
-	p.findDamage()
 	if governor != nil && !p.warmUp(ctx, governor) {
 		p.putBack()
 		return errStopped
@@ -372,7 +371,6 @@ func (p *pool) runPass(ctx context.Context) error {
 		a.cancelCalls()
 		waited.Stop()
 	}
-	p.locateDamage()
 	p.mu.Lock()
 	p.cp.Active = a.before + p.runner.now().Sub(a.began)
 	p.pass = nil
@@ -502,12 +500,7 @@ func (p *pool) finish(s State, reason string) {
 	if s == Finished {
 		h.LastSuccess = now
 	}
-	damage := p.damage
-	p.damage = nil
 	p.mu.Unlock()
-	if damage != nil {
-		damage.close()
-	}
 	// The job first: who sees that the scrub has ended finds its result there.
 	status := p.status()
 	status.State, status.Reason = s, reason

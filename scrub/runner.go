@@ -341,7 +341,7 @@ func (r *Runner) Start(uuid btrfs.UUID, o Options, requester string) (job.Job, e
 	p.mu.Lock()
 	before := p.cp
 	p.cp = p.cp.next(uuid, j.ID, requester, o, r.now())
-	p.want, p.by, p.limitFault = wantRun, "", false
+	p.want, p.by, p.limitFault, p.verified = wantRun, "", false, 0
 	p.mu.Unlock()
 	if err := p.save(); err != nil {
 		p.mu.Lock()

@@ -147,35 +147,6 @@ type DeviceStatus struct {
 	Counters btrfs.ScrubCounters `json:"counters"`
 }
 
-// Damage is what the errors of a scrub hit.
-type Damage struct {
-	Errors []DamagedBlock `json:"errors"`
-	// Truncated says that there are more than are listed.
-	Truncated bool `json:"truncated,omitempty"`
-	// Unlocated is how many errors were counted whose place is not known: the
-	// kernel limits the rate of its messages.
-	Unlocated uint64 `json:"unlocated,omitempty"`
-}
-
-// DamagedBlock is one place on a device.
-type DamagedBlock struct {
-	Device    string        `json:"device"` // kernel name
-	DevID     uint64        `json:"devid,omitempty"`
-	Logical   uint64        `json:"logical"`
-	Physical  uint64        `json:"physical"`
-	Corrected bool          `json:"corrected"`
-	Metadata  bool          `json:"metadata,omitempty"`
-	Files     []DamagedFile `json:"files,omitempty"`
-}
-
-// DamagedFile is a file that a damaged block belongs to.
-type DamagedFile struct {
-	Subvolume string `json:"subvolume"` // path from the top of the pool, "" for the top
-	Path      string `json:"path"`      // from the top of the subvolume
-	Offset    uint64 `json:"offset"`
-	Inode     uint64 `json:"inode"`
-}
-
 // Plan is what a scrub would do.
 type Plan struct {
 	Pool    btrfs.UUID `json:"pool"`

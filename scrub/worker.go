@@ -120,17 +120,26 @@ func (w *worker) batch() (done bool, err error) {
 		size += e.Length
 	}
 	began := p.runner.now()
+	log := w.listen(&d)
+	if log != nil {
+		defer log.Close() //nolint:errcheck // it was only read
+	}
 	found, err := w.call(f, d.DevID, extents[0].Offset, last.Offset+1, size, true)
 	if err != nil {
 		return false, err
 	}
+	if d.Supers {
+		found.SuperErrors = 0
+	}
+	hit := w.locate(f, &d, log, extents, &found)
+	if w.pass.stopping() {
+		return false, errStopped // before it was known what was hit
+	}
 	next := last.Offset + last.Length
 	repair := found.Errors() > 0 && !p.options().ReadOnly
 	p.updateDevice(w.index, func(d *deviceCheckpoint) {
-		if d.Supers {
-			found.SuperErrors = 0
-		}
 		d.Supers = true
+		p.addDamage(hit)
 		correctable := found.CorrectedErrors
 		found.CorrectedErrors = 0
 		d.Counters.Add(&found)
@@ -148,7 +157,7 @@ func (w *worker) batch() (done bool, err error) {
 		return false, err
 	}
 	if found.Errors() > 0 {
-		w.pass.foundErrors(d.DevID)
+		level.Warn(p.runner.logger).Log("msg", "the scrub found errors", "pool", p.uuid, "devid", d.DevID, "device", d.Path, "errors", found.Errors())
 	}
 	return false, nil
 }
@@ -173,6 +182,10 @@ func (w *worker) repair(f *btrfs.Filesystem, d *deviceCheckpoint) error {
 	if failed > 0 {
 		level.Warn(p.runner.logger).Log("msg", "errors could not be repaired: the device does not take the writes",
 			"pool", p.uuid, "devid", d.DevID, "device", d.Path, "errors", failed)
+	}
+	w.recheck(f, d, r)
+	if w.pass.stopping() {
+		return errStopped
 	}
 	p.updateDevice(w.index, func(d *deviceCheckpoint) {
 		d.Counters.CorrectedErrors += r.Correctable - failed

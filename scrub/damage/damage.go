@@ -33,7 +33,7 @@ type DamagedBlock struct {
 }
 
 // DamagedFile is a file that a damaged block belongs to. One that is deleted
-// and still open, or whose subvolume is, has no path.
+// and still open has no path. Those of deleted subvolumes are left out.
 type DamagedFile struct {
 	Subvolume string `json:"subvolume"` // path from the top of the pool, "" for the top
 	Path      string `json:"path"`      // from the top of the subvolume
