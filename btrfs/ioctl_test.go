@@ -176,3 +176,17 @@ func TestSearchKeyIncrements(t *testing.T) {
 		}
 	}
 }
+
+// The sizes once more, at compile time, for architectures whose programs the
+// machine cannot run: a wrong one is an array that cannot be assigned.
+var (
+	_ [1024]byte = [unsafe.Sizeof(fsInfoArgs{})]byte{}
+	_ [4096]byte = [unsafe.Sizeof(devInfoArgs{})]byte{}
+	_ [1032]byte = [unsafe.Sizeof(devStatsArgs{})]byte{}
+	_ [104]byte  = [unsafe.Sizeof(searchKey{})]byte{}
+	_ [112]byte  = [unsafe.Sizeof(searchArgsV2{})]byte{}
+	_ [1024]byte = [unsafe.Sizeof(balanceArgs{})]byte{}
+	_ [1024]byte = [unsafe.Sizeof(scrubArgs{})]byte{}
+	_ [56]byte   = [unsafe.Sizeof(logicalInoArgs{})]byte{}
+	_ [4096]byte = [unsafe.Sizeof(inoLookupArgs{})]byte{}
+)

@@ -10,13 +10,14 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/scrub/damage"
 )
 
-// Damage is what the errors of a scrub hit; see package damage for it and its
-// parts.
-type (
-	Damage       = damage.Damage
-	DamagedBlock = damage.DamagedBlock
-	DamagedFile  = damage.DamagedFile
-)
+// Damage is what the errors of a scrub hit.
+type Damage = damage.Damage
+
+// DamagedBlock is one place on a device.
+type DamagedBlock = damage.DamagedBlock
+
+// DamagedFile is a file that a damaged block belongs to.
+type DamagedFile = damage.DamagedFile
 
 // Bounds of what is kept of the damage of one scrub: a state file is written
 // after each batch.

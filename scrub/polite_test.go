@@ -3,7 +3,10 @@ package scrub_test
 import (
 	"errors"
 	"math/rand/v2"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -380,5 +383,59 @@ func TestDamagedFilesAreNamed(t *testing.T) {
 	must(t, err)
 	if !strings.Contains(string(j.Result), `"path":"lost"`) {
 		t.Errorf("the job's result does not name the lost file: %s", j.Result)
+	}
+}
+
+func TestBtrfsProgsShowOurScrubAndKeepTheirHandsOff(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	d := newDirs(t)
+	d.status = scrub.DefaultStatusDir
+	t.Cleanup(func() { os.Remove(filepath.Join(d.status, "scrub.status."+pool.UUID)) })
+	r := start(t, d)
+	// Between two batches no scrub runs in the kernel, which btrfs-progs asks.
+	shows := func(want ...string) {
+		t.Helper()
+		var out string
+		for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+			var err error
+			if out, err = progs(t, "scrub", "status", pool.Mountpoint); err != nil {
+				t.Fatalf("btrfs scrub status: %v\n%s", err, out)
+			}
+			if !slices.ContainsFunc(want, func(w string) bool { return !strings.Contains(out, w) }) {
+				return
+			}
+		}
+		t.Errorf("btrfs scrub status does not say %q:\n%s", want, out)
+	}
+	r.begin(uuid, slowly)
+	r.until(uuid, "it runs", isRunning)
+	shows("running")
+	if out, _ := progs(t, "scrub", "start", "-B", pool.Mountpoint); !strings.Contains(out, "already running") {
+		t.Errorf("btrfs scrub start does not say that one runs already:\n%s", out)
+	}
+	shows("running")
+	_, err := r.Pause(uuid)
+	must(t, err)
+	// The socket is there until the pass has ended.
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(filepath.Join(d.status, "scrub.progress."+pool.UUID)); err != nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the socket stays")
+		}
+	}
+	shows("interrupted")
+	_, err = r.Cancel(uuid)
+	must(t, err)
+	r.finish(uuid)
+	shows("aborted")
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	s := r.finish(uuid)
+	shows("finished", "no errors found")
+	if s.State != scrub.Finished {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
 	}
 }

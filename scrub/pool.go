@@ -358,6 +358,12 @@ func (p *pool) runPass(ctx context.Context) error {
 		p.putBack()
 		return errStopped
 	}
+	stopServing, err := p.serveStatus()
+	if err != nil {
+		p.putBack()
+		return errBusy
+	}
+	defer stopServing()
 	a := p.startPass(governor)
 	p.setState(Running, "")
 	p.watch(ctx, a, governor)

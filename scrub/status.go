@@ -114,37 +114,68 @@ func (p *pace) note(devid uint64, at time.Time, bytes, rate uint64) {
 
 // writeStatusFile keeps the file that `btrfs scrub status` reads.
 func (p *pool) writeStatusFile() {
+	devices := p.progsStatus()
+	if devices == nil {
+		return
+	}
+	if err := statusfile.Write(p.runner.statusDir, p.uuid, devices); err != nil {
+		p.fileFailed(err)
+	}
+}
+
+// serveStatus answers `btrfs scrub status`, and keeps `btrfs scrub start` from
+// beginning a scrub of its own between two of our batches, until close.
+func (p *pool) serveStatus() (stop func(), err error) {
+	l, err := statusfile.Listen(p.runner.statusDir, p.uuid)
+	if errors.Is(err, statusfile.ErrServed) {
+		return nil, err
+	}
+	if err != nil {
+		p.fileFailed(err)
+		return func() {}, nil
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = statusfile.Serve(l, p.uuid, p.progsStatus) // the scrub does without
+	}()
+	return func() {
+		_ = l.Close()
+		<-served
+	}, nil
+}
+
+func (p *pool) fileFailed(err error) {
+	p.mu.Lock()
+	first := !p.fileFault
+	p.fileFault = true
+	p.mu.Unlock()
+	if first {
+		level.Warn(p.runner.logger).Log("msg", "`btrfs scrub status` will not show this scrub", "pool", p.uuid, "err", err)
+	}
+}
+
+// progsStatus is the scrub as btrfs-progs keeps it; nil where there is none of
+// ours.
+func (p *pool) progsStatus() []statusfile.Device {
 	s := p.status()
 	if s.Foreign || s.Started.IsZero() {
-		return
+		return nil
 	}
 	devices := make([]statusfile.Device, 0, len(s.Devices))
 	for i := range s.Devices {
 		d := &s.Devices[i]
-		c := d.Counters
-		if !d.Done {
-			c.LastPhysical = max(c.LastPhysical, p.device(i).Cursor)
-		}
 		started := d.Started
 		if started.IsZero() {
 			started = s.Started
 		}
 		devices = append(devices, statusfile.Device{
-			DevID: d.DevID, Counters: c, Started: started, Duration: s.Duration,
+			DevID: d.DevID, Counters: d.Counters, Started: started, Duration: s.Duration,
 			Finished: d.Done && d.Error == "",
 			Canceled: !d.Done && s.State == Cancelled,
 		})
 	}
-	err := statusfile.Write(p.runner.statusDir, p.uuid, devices)
-	if err != nil {
-		p.mu.Lock()
-		first := !p.fileFault
-		p.fileFault = true
-		p.mu.Unlock()
-		if first {
-			level.Warn(p.runner.logger).Log("msg", "`btrfs scrub status` will not show this scrub", "pool", p.uuid, "err", err)
-		}
-	}
+	return devices
 }
 
 // lookForForeign notes the scrubs that others run on mounted pools.

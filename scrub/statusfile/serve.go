@@ -46,7 +46,7 @@ func listen(dir, path string) (net.Listener, error) {
 	if errors.Is(err, unix.EADDRINUSE) {
 		c, dialErr := net.DialUnix("unix", nil, address)
 		if dialErr == nil {
-			_ = c.Close() // it was only tried
+			_ = c.Close()
 			return nil, ErrServed
 		}
 		if !errors.Is(dialErr, unix.ECONNREFUSED) {
@@ -61,7 +61,7 @@ func listen(dir, path string) (net.Listener, error) {
 		return nil, err
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
-		_ = l.Close() // nothing was served
+		_ = l.Close()
 		return nil, err
 	}
 	return l, nil
@@ -85,6 +85,6 @@ func Serve(l net.Listener, pool btrfs.UUID, devices func() []Device) error {
 		// `btrfs scrub start` hangs up without reading.
 		_ = c.SetWriteDeadline(time.Now().Add(serveTimeout))
 		_, _ = c.Write(Format(pool, devices()))
-		_ = c.Close() // who hung up gets nothing
+		c.Close()
 	}
 }
