@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"syscall"
+	_ "time/tzdata" // scrub.timezone on machines without zoneinfo
 
 	"github.com/alecthomas/kingpin/v2"
 	"github.com/prometheus/common/version"

@@ -99,9 +99,20 @@ func (c *Config) validate() *keyError {
 	if t := c.Scrape.Timeout; t < minScrapeTimeout || t > maxScrapeTimeout {
 		return &keyError{"scrape.timeout", fmt.Sprintf("must be from %s to %s, not %s", minScrapeTimeout, maxScrapeTimeout, t)}
 	}
-	seen := make(map[string]bool, len(c.Pools.Exclude))
-	for i, name := range c.Pools.Exclude {
-		key := fmt.Sprintf("pools.exclude[%d]", i)
+	if bad := validatePools("pools.exclude", c.Pools.Exclude); bad != nil {
+		return bad
+	}
+	if bad := c.API.validate(); bad != nil {
+		return bad
+	}
+	return c.Scrub.validate()
+}
+
+// validatePools returns what is wrong with a list of UUIDs and labels.
+func validatePools(list string, names []string) *keyError {
+	seen := make(map[string]bool, len(names))
+	for i, name := range names {
+		key := fmt.Sprintf("%s[%d]", list, i)
 		if name == "" {
 			return &keyError{key, "is empty; give the UUID or the label of a pool"}
 		}
@@ -110,10 +121,7 @@ func (c *Config) validate() *keyError {
 		}
 		seen[name] = true
 	}
-	if bad := c.API.validate(); bad != nil {
-		return bad
-	}
-	return c.Scrub.validate()
+	return nil
 }
 
 // Load reads a configuration file. With optional a file that does not exist

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	_ "time/tzdata" // the zones are there on every machine
 
 	"github.com/google/go-cmp/cmp"
 	"gopkg.in/yaml.v3"
@@ -29,6 +30,9 @@ func corpus(t testing.TB, dir string) []string {
 	}
 	return files
 }
+
+// windowsCompare lets cmp look into windows.
+var windowsCompare = cmp.AllowUnexported(schedule.Window{})
 
 func windows(all ...string) []schedule.Window {
 	var parsed []schedule.Window
@@ -65,10 +69,19 @@ func TestGoodFilesParse(t *testing.T) {
 	}
 	anchors := exclude("stick")
 	anchors.Pools.Exclude = append(anchors.Pools.Exclude, "other")
+	schedules := Default()
+	schedules.Scrub.Timezone = "Europe/Berlin"
+	schedules.Scrub.Windows = windows("Sun,Mon,Tue,Wed 22:00-06:30", "Sun,Sat 00:00-24:00")
+	schedules.Scrub.Schedules = []ScrubSchedule{
+		{Name: "quarterly", Cron: "0 3 1 */3 *", Mode: "full", Deadline: Duration(24 * time.Hour)},
+		{Name: "archive", Pools: []string{"attic", "3F2C1A52-8C1E-4B7E-9D53-0A4F5B6C7D8E"}, Cron: "0 3 1-7 * SUN", Limit: 1 << 20},
+		{Name: "attic", Pools: []string{"attic"}, Cron: "@monthly", ReadOnly: true},
+	}
 	want := map[string]*Config{
-		"full.yml":    full,
-		"anchors.yml": anchors,
-		"flow.yml":    exclude("json"),
+		"full.yml":      full,
+		"anchors.yml":   anchors,
+		"flow.yml":      exclude("json"),
+		"schedules.yml": schedules,
 	}
 	for _, file := range corpus(t, "good") {
 		t.Run(filepath.Base(file), func(t *testing.T) {
@@ -80,7 +93,7 @@ func TestGoodFilesParse(t *testing.T) {
 			if !ok {
 				want = Default()
 			}
-			if diff := cmp.Diff(want, got); diff != "" {
+			if diff := cmp.Diff(want, got, windowsCompare); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
@@ -120,13 +133,40 @@ func TestExampleShowsEveryKeyWithItsDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(Default(), got); diff != "" {
+	if diff := cmp.Diff(Default(), got, windowsCompare); diff != "" {
 		t.Errorf("the example's values are not the defaults (-default +example):\n%s", diff)
 	}
 	for _, key := range keys(reflect.TypeFor[Config](), "") {
 		if lines[key] == 0 {
 			t.Errorf("the example has no %s", key)
 		}
+	}
+}
+
+// The schedule that the example shows in a comment is a good one, with the
+// defaults but for what it must name.
+func TestExampleShowsEveryKeyOfASchedule(t *testing.T) {
+	data, err := os.ReadFile(exampleFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(data), "  #   schedules:\n")
+	if !ok {
+		t.Fatal("the example shows no schedule")
+	}
+	shown, _, _ := strings.Cut(rest, "  schedules: []")
+	got, lines, err := parse(exampleFile, []byte("scrub:\n  schedules:\n"+strings.ReplaceAll("\n"+shown, "\n  #", "\n")))
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, shown)
+	}
+	for _, key := range keys(reflect.TypeFor[ScrubSchedule](), "scrub.schedules[0]") {
+		if lines[key] == 0 {
+			t.Errorf("the example has no %s", key)
+		}
+	}
+	shownOptions, defaults := got.Scrub.Schedules[0], ScrubSchedule{}
+	if shownOptions.options() != defaults.options() || shownOptions.Deadline != defaults.Deadline {
+		t.Errorf("the example's options are %+v, which are not the defaults", shownOptions)
 	}
 }
 
@@ -148,7 +188,7 @@ func TestMissingFile(t *testing.T) {
 	if err != nil {
 		t.Fatalf("optional: %v", err)
 	}
-	if diff := cmp.Diff(Default(), got); diff != "" {
+	if diff := cmp.Diff(Default(), got, windowsCompare); diff != "" {
 		t.Errorf("optional: -want +got:\n%s", diff)
 	}
 	_, err = Load(path, false)
@@ -220,7 +260,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			t.Fatalf("parse what was marshalled from %+v:\n%s\n%v", cfg, again, err)
 		}
-		if diff := cmp.Diff(cfg, got); diff != "" {
+		if diff := cmp.Diff(cfg, got, windowsCompare); diff != "" {
 			t.Errorf("-first +again:\n%s\n%s", diff, again)
 		}
 	})

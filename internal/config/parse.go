@@ -66,7 +66,7 @@ func parse(file string, data []byte) (*Config, map[string]int, error) {
 		return nil, nil, err
 	}
 	if bad := cfg.validate(); bad != nil {
-		return nil, nil, &Error{file, d.lines[bad.key], bad.key + " " + bad.problem}
+		return nil, nil, &Error{file, d.line(bad.key), bad.key + " " + bad.problem}
 	}
 	return cfg, d.lines, nil
 }
@@ -91,6 +91,15 @@ var parserProblems = []string{
 	"did not find expected ',' or",
 	"did not find expected '-' indicator",
 	"did not find expected <document start>",
+}
+
+// line returns the line of a key, or of the one around it where the file does
+// not set it.
+func (d *decoder) line(key string) int {
+	for key != "" && d.lines[key] == 0 {
+		key = key[:max(strings.LastIndexAny(key, ".["), 0)]
+	}
+	return d.lines[key]
 }
 
 // syntaxError takes the line out of an error of package yaml ("yaml: line 3:
@@ -139,7 +148,9 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, key string) error {
 		if n.Kind != yaml.ScalarNode {
 			return d.wrongKind(n, key, "a single value")
 		}
-		if err := n.Decode(v.Addr().Interface()); err != nil {
+		// Package yaml would cut 1.5 to 1.
+		fraction := v.CanInt() && n.ShortTag() == "!!float"
+		if err := n.Decode(v.Addr().Interface()); err != nil || fraction {
 			return d.errorf(n, "%s: %q is no %s", key, n.Value, v.Kind())
 		}
 		return nil

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -69,11 +70,22 @@ func (s *Scrub) validate() *keyError {
 		return &keyError{"scrub.max_pools", fmt.Sprintf("must be 1 or more, not %d", s.MaxPools)}
 	}
 	location, err := time.LoadLocation(s.Timezone)
-	if err != nil || s.Timezone == "" {
+	if err != nil || s.Timezone == "" { // which would be UTC
 		return &keyError{"scrub.timezone", fmt.Sprintf("must be a time zone such as Europe/Berlin, UTC or Local, not %q", s.Timezone)}
 	}
 	if s.OnBattery != holdOnBattery && s.OnBattery != runOnBattery {
 		return &keyError{"scrub.on_battery", fmt.Sprintf("must be hold or run, not %q", s.OnBattery)}
+	}
+	if bad := validateWindows("scrub.windows", s.Windows); bad != nil {
+		return bad
+	}
+	if bad := validateWindows("scrub.blackout", s.Blackout); bad != nil {
+		return bad
+	}
+	// In UTC each week is like the other.
+	hours := schedule.Hours{Windows: s.Windows, Blackout: s.Blackout, Location: time.UTC}
+	if hours.NextOpen(time.Unix(0, 0)).IsZero() {
+		return &keyError{"scrub.blackout", "leaves no time at which scrubs may run"}
 	}
 	names := make(map[string]bool)
 	for i := range s.Schedules {
@@ -92,11 +104,29 @@ func (s *Scrub) validate() *keyError {
 		if _, err := schedule.ParseTimes(c.Cron, location); err != nil {
 			return &keyError{key + ".cron", fmt.Sprintf("is wrong: %s", err)}
 		}
+		if bad := validatePools(key+".pools", c.Pools); bad != nil {
+			return bad
+		}
 		if c.Deadline < 0 {
 			return &keyError{key + ".deadline", fmt.Sprintf("must not be negative, as %s is", c.Deadline)}
 		}
-		if o := c.options(); o.Validate() != nil {
-			return &keyError{key, fmt.Sprintf("cannot be: %s", o.Validate())}
+		o := c.options()
+		switch o.Mode {
+		case scrub.Auto, scrub.Full, scrub.Limit:
+		default:
+			return &keyError{key + ".mode", fmt.Sprintf("must be auto, full or limit, not %q", c.Mode)}
+		}
+		if err := o.Validate(); err != nil {
+			return &keyError{key + ".limit", "is wrong: " + strings.TrimPrefix(err.Error(), scrub.ErrInvalid.Error()+": ")}
+		}
+	}
+	return nil
+}
+
+func validateWindows(list string, windows []schedule.Window) *keyError {
+	for i, w := range windows {
+		if w == (schedule.Window{}) { // an item without a value
+			return &keyError{fmt.Sprintf("%s[%d]", list, i), "is empty; give a window such as 22:00-07:00"}
 		}
 	}
 	return nil
@@ -113,34 +143,48 @@ func (c *ScrubSchedule) options() scrub.Options {
 	return o
 }
 
+// Hours returns when scrubs may run.
+func (c *Config) Hours() *schedule.Hours {
+	return &schedule.Hours{Windows: c.Scrub.Windows, Blackout: c.Scrub.Blackout, Location: c.Scrub.location()}
+}
+
+// location is the zone of all times; validate has seen to it that there is one.
+func (s *Scrub) location() *time.Location {
+	location, err := time.LoadLocation(s.Timezone)
+	if err != nil {
+		return time.Local
+	}
+	return location
+}
+
+// Schedules returns the scrubs by the clock.
+func (c *Config) Schedules() []scrub.Schedule {
+	location := c.Scrub.location()
+	var all []scrub.Schedule
+	for i := range c.Scrub.Schedules {
+		s := &c.Scrub.Schedules[i]
+		times, err := schedule.ParseTimes(s.Cron, location)
+		if err != nil {
+			continue // validate lets none pass
+		}
+		all = append(all, scrub.Schedule{
+			Name: s.Name, Pools: s.Pools, Options: s.options(), Within: time.Duration(s.Deadline), Due: times.Due,
+		})
+	}
+	return all
+}
+
 // ScrubSettings returns the settings of the scrub runner. sys is the mount point
 // of sysfs.
 func (c *Config) ScrubSettings(sys string) scrub.Settings {
-	s := &c.Scrub
-	// validate has seen to it that these parse.
-	location, err := time.LoadLocation(s.Timezone)
-	if err != nil {
-		location = time.Local
-	}
 	settings := scrub.Settings{
-		MaxPools: s.MaxPools, Excludes: c.Pools.Excludes,
-		Hours: &schedule.Hours{Windows: s.Windows, Blackout: s.Blackout, Location: location},
+		MaxPools: c.Scrub.MaxPools, Excludes: c.Pools.Excludes, Hours: c.Hours(), Schedules: c.Schedules(),
 	}
-	if s.OnBattery == holdOnBattery {
+	if c.Scrub.OnBattery == holdOnBattery {
 		settings.OnBattery = func() bool {
 			on, err := schedule.OnBattery(sys)
 			return err == nil && on
 		}
-	}
-	for i := range s.Schedules {
-		c := &s.Schedules[i]
-		times, err := schedule.ParseTimes(c.Cron, location)
-		if err != nil {
-			continue
-		}
-		settings.Schedules = append(settings.Schedules, scrub.Schedule{
-			Name: c.Name, Pools: c.Pools, Options: c.options(), Within: time.Duration(c.Deadline), Due: times.Due,
-		})
 	}
 	return settings
 }
