@@ -16,6 +16,7 @@ import (
 // reading is what one scrape learned of one pool.
 type reading struct {
 	uuid    btrfs.UUID
+	label   string
 	facts   *Facts // nil if the pool could not be read
 	err     error
 	took    time.Duration
@@ -184,7 +185,7 @@ func (p *poller) result(c *call, timeout time.Duration, exclude func(btrfs.UUID,
 		r.err = fmt.Errorf("no answer after %s: a disk of the pool may hang (see the kernel log)", timeout)
 	}
 	p.mu.Lock()
-	r.uuid = p.uuid
+	r.uuid, r.label = p.uuid, p.label
 	r.ignored = exclude(p.uuid, p.label) || errors.Is(r.err, ErrGone)
 	changed := !r.ignored && p.noteFault(r)
 	p.mu.Unlock()

@@ -5,6 +5,7 @@ import "github.com/btrfs-governor/btrfs-governor/btrfs"
 // PoolReading is what one reading learned of a pool.
 type PoolReading struct {
 	UUID  btrfs.UUID
+	Label string // the last that is known, also of a pool that gives no answer
 	Facts *Facts // nil where the pool gives no answer
 	Err   error  // what could not be read
 }
@@ -21,7 +22,7 @@ func (e *Exporter) Pools() ([]PoolReading, error) {
 			continue
 		}
 		seen[r.uuid] = true
-		pools = append(pools, PoolReading{UUID: r.uuid, Facts: r.facts, Err: r.err})
+		pools = append(pools, PoolReading{UUID: r.uuid, Label: r.label, Facts: r.facts, Err: r.err})
 	}
 	return pools, err
 }

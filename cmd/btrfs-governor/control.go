@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -112,8 +113,16 @@ func (c *serveCommand) controlTasks(ctx context.Context, k *control, handler htt
 // taken over.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	const remedy = "; name another one with --api.socket, or none with --api.socket="
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	dir := filepath.Dir(path)
+	_, err := os.Stat(dir)
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make the directory of the socket: %w"+remedy, err)
+	}
+	if missing { // whatever the umask says: the socket itself is what is guarded
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make the directory of the socket: %w"+remedy, err)
+		}
 	}
 	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -147,7 +156,7 @@ type socketServer struct {
 
 // Run serves until ctx is done.
 func (s *socketServer) Run(ctx context.Context) error {
-	server := httpapi.NewServer(s.handler)
+	server := httpapi.NewSocketServer(s.handler)
 	server.ErrorLog = s.logs.Server
 	level.Info(s.logs.Logger).Log("msg", "Taking commands", "socket", s.listener.Addr())
 	return serveUntil(ctx, server, s.listener.Addr(), s.logs.Logger, func() error { return server.Serve(s.listener) })

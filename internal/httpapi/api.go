@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/go-kit/log/level"
+
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
@@ -95,7 +97,7 @@ func (a *api) handler(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !rt.mutates {
 			if err := rt.handle(a, w, r); err != nil {
-				problemOf(err).write(w)
+				a.fail(w, r, err)
 			}
 			return
 		}
@@ -109,9 +111,18 @@ func (a *api) handler(rt route) http.Handler {
 			return
 		}
 		if err := rt.handle(a, sw, r); err != nil {
-			problemOf(err).write(sw)
+			a.fail(sw, r, err)
 		}
 	})
+}
+
+// fail answers with an error. One that is our own fault is logged too.
+func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+	p := problemOf(err)
+	if p.Status == http.StatusInternalServerError {
+		level.Error(a.cfg.Logger).Log("msg", "Request failed", "method", r.Method, "path", shorten(r.URL.Path), "err", err)
+	}
+	p.write(w)
 }
 
 // note tells the audit log of a job.
@@ -299,6 +310,9 @@ func (a *api) streamEvents(w http.ResponseWriter, r *http.Request) error {
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		return nil
+	}
 	send := func(format string, args ...any) bool {
 		if err := control.SetWriteDeadline(time.Now().Add(eventTimeout)); err != nil {
 			return false

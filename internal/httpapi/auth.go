@@ -16,9 +16,18 @@ import (
 // context.
 type peerKey struct{}
 
-// ConnContext notes who is at the other end of a Unix socket, for the audit
-// log. It is for http.Server.ConnContext.
-func ConnContext(ctx context.Context, c net.Conn) context.Context {
+// NewSocketServer returns a server for the Unix socket of the API: whoever the
+// permissions of the socket let in may change things. Other Unix sockets, such
+// as one that systemd passed to the web server, give no such right: everybody
+// may connect to them by default, and a proxy in front makes everybody local.
+func NewSocketServer(handler http.Handler) *http.Server {
+	s := NewServer(handler)
+	s.ConnContext = connContext
+	return s
+}
+
+// connContext notes who is at the other end of the socket of the API.
+func connContext(ctx context.Context, c net.Conn) context.Context {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
 		return ctx
@@ -34,8 +43,14 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, peerKey{}, peer)
 }
 
-// overUnixSocket tells whether a request came over a Unix socket, which its
-// file permissions guard.
+// overAPISocket tells whether a request came over the socket of the API, which
+// its file permissions guard.
+func overAPISocket(r *http.Request) bool {
+	_, ok := r.Context().Value(peerKey{}).(string)
+	return ok
+}
+
+// overUnixSocket tells whether a request came over any Unix socket.
 func overUnixSocket(r *http.Request) bool {
 	_, ok := r.Context().Value(http.LocalAddrContextKey).(*net.UnixAddr)
 	return ok
@@ -47,7 +62,7 @@ func requester(r *http.Request) string {
 		return peer
 	}
 	if overUnixSocket(r) {
-		return "unix socket"
+		return "unix socket of the web server"
 	}
 	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
 		return host
@@ -55,16 +70,17 @@ func requester(r *http.Request) string {
 	return r.RemoteAddr
 }
 
-// forwardedHeaders tell that a proxy passed the request on: then who sent it is
-// not who is connected.
-var forwardedHeaders = []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Real-Ip", "Via"}
-
-// fromLoopback tells whether a request comes from this machine.
-func fromLoopback(r *http.Request) bool {
-	for _, name := range forwardedHeaders {
-		if r.Header.Get(name) != "" {
+// fromThisMachine tells whether a request comes from this machine, and no proxy
+// says that it passed it on: then who sent it is not who is connected. An empty
+// header counts too, for a proxy may have added another one behind it.
+func fromThisMachine(r *http.Request) bool {
+	for name := range r.Header {
+		if name == "Forwarded" || name == "X-Real-Ip" || name == "Via" || strings.HasPrefix(name, "X-Forwarded-") {
 			return false
 		}
+	}
+	if overUnixSocket(r) {
+		return true
 	}
 	peer, err := netip.ParseAddrPort(r.RemoteAddr)
 	return err == nil && peer.Addr().Unmap().IsLoopback()
@@ -76,12 +92,12 @@ func (a *api) authorise(r *http.Request) *problem {
 	if a.cfg.Token == nil {
 		return problemf(http.StatusForbidden, "The daemon runs with --read-only: nothing can be changed through it.")
 	}
-	if overUnixSocket(r) {
+	if overAPISocket(r) {
 		return nil
 	}
 	// Before the token is looked at: one sent in the clear over a network is
 	// no secret any more, right or wrong.
-	if r.TLS == nil && !fromLoopback(r) {
+	if r.TLS == nil && !fromThisMachine(r) {
 		return problemf(http.StatusForbidden, "Over plain HTTP a change is accepted from this machine's loopback address only, and not through a proxy: "+
 			"set up TLS in --web.config.file, or use the Unix socket.")
 	}
@@ -98,10 +114,28 @@ func (a *api) authorise(r *http.Request) *problem {
 // audit logs a request that changes something, or would have.
 func (a *api) audit(r *http.Request, status int, jobID string) {
 	keyvals := []any{
-		"msg", "Request", "who", requester(r), "method", r.Method, "path", r.URL.Path, "query", r.URL.RawQuery, "status", status,
+		"msg", "Request", "who", requester(r), "method", r.Method, "path", shorten(r.URL.Path), "query", loggedQuery(r.URL.RawQuery), "status", status,
 	}
 	if jobID != "" {
 		keyvals = append(keyvals, "job", jobID)
 	}
 	level.Info(a.cfg.Logger).Log(keyvals...)
+}
+
+// loggedQuery is the query as the log may hold it: somebody may have put the
+// token there.
+func loggedQuery(query string) string {
+	if strings.Contains(strings.ToLower(query), "token") {
+		return "(hidden: it names a token)"
+	}
+	return shorten(query)
+}
+
+// shorten bounds what a client can make us write.
+func shorten(text string) string {
+	const most = 200
+	if len(text) > most {
+		return strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
 }

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
 	"time"
 
@@ -14,6 +15,11 @@ func Routes() []string {
 		all = append(all, rt.method+" "+rt.path)
 	}
 	return all
+}
+
+// OverAPISocket makes a request one over the socket of the API.
+func OverAPISocket(r *http.Request) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), peerKey{}, "unix socket, uid 0, pid 1"))
 }
 
 // DecodeScrub decodes the parameters of a request for a scrub.

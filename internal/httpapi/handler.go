@@ -104,7 +104,8 @@ func New(cfg Config) (http.Handler, error) {
 
 	// A page of another site that a browser shows must not post here.
 	protection := http.NewCrossOriginProtection()
-	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	protection.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.audit(r, http.StatusForbidden, "")
 		problemf(http.StatusForbidden, "Requests from the pages of other sites are refused.").write(w)
 	}))
 	return protection.Handler(mux), nil
@@ -130,6 +131,5 @@ func NewServer(handler http.Handler) *http.Server {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
-		ConnContext:       ConnContext,
 	}
 }

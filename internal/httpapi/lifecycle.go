@@ -27,7 +27,7 @@ func (a *api) reload() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
 		defer func() { a.audit(r, sw.status, "") }()
-		if !overUnixSocket(r) && !fromLoopback(r) {
+		if !overAPISocket(r) && !fromThisMachine(r) {
 			if a.cfg.Token == nil {
 				problemf(http.StatusForbidden, "Reloading is allowed from this machine only: send the request to a loopback address, or SIGHUP to the process.").write(sw)
 				return

@@ -157,7 +157,12 @@ func (p *parameters) moment(name string, now time.Time) time.Time {
 	if !given {
 		return time.Time{}
 	}
-	if t, err := time.Parse(time.RFC3339, v); err == nil {
+	// In a query a + that was not escaped means a space.
+	if i := len(v) - len("+02:00"); i > 0 && v[i] == ' ' {
+		v = v[:i] + "+" + v[i+1:]
+	}
+	// The zero time would mean none.
+	if t, err := time.Parse(time.RFC3339, v); err == nil && t.Unix() > 0 {
 		return t.UTC()
 	}
 	if d, err := model.ParseDuration(v); err == nil && d > 0 {
@@ -200,6 +205,9 @@ func (p *parameters) scrubOptions(now time.Time) (o scrub.Options, dryRun bool, 
 		if o.Limit > 0 {
 			o.Mode = scrub.Limit
 		}
+	}
+	if !o.Deadline.IsZero() && !o.Deadline.After(now) {
+		p.fail("deadline", "is over (%s): give a later one", o.Deadline.Format(time.RFC3339))
 	}
 	if err := p.done(); err != nil {
 		return o, dryRun, err

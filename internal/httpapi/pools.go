@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/dustin/go-humanize"
+
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
 	"github.com/btrfs-governor/btrfs-governor/collector"
@@ -53,7 +55,7 @@ func newCapacityView(r *capacity.Report) *capacityView {
 }
 
 func newPoolView(r *collector.PoolReading) poolView {
-	v := poolView{UUID: r.UUID, Devices: []btrfs.Device{}}
+	v := poolView{UUID: r.UUID, Label: r.Label, Devices: []btrfs.Device{}}
 	if r.Err != nil {
 		v.Error = r.Err.Error()
 	}
@@ -61,7 +63,7 @@ func newPoolView(r *collector.PoolReading) poolView {
 		return v
 	}
 	p := r.Facts.Pool
-	v.Label, v.Mountpoint, v.ReadOnly, v.Checksum = p.Label, p.Mountpoint, p.ReadOnly, p.Checksum
+	v.Mountpoint, v.ReadOnly, v.Checksum = p.Mountpoint, p.ReadOnly, p.Checksum
 	v.ExclusiveOperation, v.StatfsFree = p.ExclusiveOperation, p.StatfsFree
 	for _, t := range []btrfs.BlockGroupType{btrfs.Data, btrfs.Mixed} {
 		if s := p.Space(t); s != nil {
@@ -87,7 +89,11 @@ func (a *api) listPools(w http.ResponseWriter, r *http.Request) error {
 	for i := range readings {
 		views = append(views, newPoolView(&readings[i]))
 	}
-	writeJSON(w, http.StatusOK, map[string]any{"pools": views})
+	answer := map[string]any{"pools": views}
+	if err != nil {
+		answer["error"] = "Not all pools could be found: " + err.Error()
+	}
+	writeJSON(w, http.StatusOK, answer)
 	return nil
 }
 
@@ -112,7 +118,7 @@ func (a *api) findPool(name string) (*collector.PoolReading, error) {
 	// In order of how well it fits: of several the first that fits at all.
 	for _, fits := range []func(*collector.PoolReading) bool{
 		func(r *collector.PoolReading) bool { return strings.EqualFold(r.UUID.String(), name) },
-		func(r *collector.PoolReading) bool { return r.Facts != nil && name != "" && r.Facts.Pool.Label == name },
+		func(r *collector.PoolReading) bool { return name != "" && r.Label == name },
 		func(r *collector.PoolReading) bool {
 			return name != "" && strings.HasPrefix(r.UUID.String(), strings.ToLower(name))
 		},
@@ -138,6 +144,10 @@ func (a *api) findPool(name string) (*collector.PoolReading, error) {
 	return nil, problemf(http.StatusNotFound, "There is no mounted pool %q: GET /api/v1/pools lists those there are.", name)
 }
 
+// maxAdded bounds the device of a what-if, in bytes: the simulation takes the
+// longer the larger it is, 8 s for 15 EiB.
+const maxAdded = 16 << 50
+
 // showCapacity answers with the capacity of a pool, and with that after changes
 // that are asked for.
 func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
@@ -146,7 +156,9 @@ func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	var changes []capacity.Change
-	if size := p.size("add"); size > 0 {
+	if size := p.size("add"); size > maxAdded {
+		p.fail("add", "is more than %s, the most that is simulated", humanize.IBytes(maxAdded))
+	} else if size > 0 {
 		changes = append(changes, capacity.AddDevice{Size: size})
 	}
 	if id, given := p.text("remove"); given {
