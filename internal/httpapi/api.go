@@ -246,6 +246,9 @@ func (a *api) showScrub(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	if !a.seesFiles(r) {
+		s = withoutFiles(s)
+	}
 	writeScrub(w, http.StatusOK, s)
 	return nil
 }
@@ -265,6 +268,11 @@ func (a *api) listJobs(w http.ResponseWriter, r *http.Request) error {
 	if jobs == nil {
 		jobs = []job.Job{}
 	}
+	if !a.seesFiles(r) {
+		for i := range jobs {
+			jobs[i] = jobWithoutFiles(jobs[i])
+		}
+	}
 	writeJSON(w, http.StatusOK, map[string]any{"jobs": jobs})
 	return nil
 }
@@ -276,6 +284,9 @@ func (a *api) showJob(w http.ResponseWriter, r *http.Request) error {
 	j, err := a.cfg.Jobs.Get(r.PathValue("id"))
 	if err != nil {
 		return err
+	}
+	if !a.seesFiles(r) {
+		j = jobWithoutFiles(j)
 	}
 	writeJSON(w, http.StatusOK, j)
 	return nil
@@ -305,6 +316,7 @@ func (a *api) streamEvents(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	control := http.NewResponseController(w)
+	seesFiles := a.seesFiles(r)
 	events, stop := a.cfg.Jobs.Subscribe()
 	defer stop()
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -337,6 +349,9 @@ func (a *api) streamEvents(w http.ResponseWriter, r *http.Request) error {
 		case <-beat.C:
 			ok = send(": still here\n\n")
 		case e := <-events:
+			if !seesFiles {
+				e.Data = eventWithoutFiles(e.Data)
+			}
 			data, err := json.Marshal(e.Data)
 			if err != nil {
 				continue

@@ -680,3 +680,42 @@ func FuzzScrubParameters(f *testing.F) {
 		}
 	})
 }
+
+func TestNamesOfFilesAreForThoseWhoMayCommand(t *testing.T) {
+	s := newService(t, nil)
+	started := s.do("POST", "/api/v1/pools/attic/scrub", "", socket)
+	location := started.Header().Get("Location")
+	uuid, err := btrfs.ParseUUID(atticUUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := s.scrubs.Status(uuid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(status)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.jobs.Update(strings.TrimPrefix(location, "/api/v1/jobs/"), func(j *job.Job) { j.Result = text }); err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range []string{"/api/v1/pools/attic/scrub", location, "/api/v1/jobs"} {
+		for name, tt := range map[string]struct {
+			from sent
+			sees bool
+		}{
+			"socket": {socket, true}, "token": {sent{header: bearer(theToken)}, true},
+			"nobody": {sent{}, false}, "wrong token": {sent{header: bearer("x" + theToken)}, false},
+			"remote with the token in the clear": {sent{peer: remote, header: bearer(theToken)}, false},
+		} {
+			w := s.do("GET", target, "", tt.from)
+			if got := strings.Contains(w.Body.String(), `"path":"photo"`); w.Code != 200 || got != tt.sees {
+				t.Errorf("GET %s from %s: %d, sees the file: %v, want %v\n%s", target, name, w.Code, got, tt.sees, w.Body)
+			}
+			if !strings.Contains(w.Body.String(), `"device":"sda"`) {
+				t.Errorf("GET %s from %s does not tell the device:\n%s", target, name, w.Body)
+			}
+		}
+	}
+}
