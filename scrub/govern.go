@@ -50,7 +50,7 @@ const firstLimit = 25_000_000
 const warmUp = 600 * time.Millisecond
 
 // steer takes a sample and sets what the controller decides.
-func (p *pool) steer(g *governor) {
+func (p *pool) steer(a *pass, g *governor) {
 	if g == nil {
 		return
 	}
@@ -66,6 +66,10 @@ func (p *pool) steer(g *governor) {
 	g.urge(p, now)
 	d := g.controller.Step(g.sample)
 	p.limit(d.Limits...)
+	if a != nil {
+		wholly := d.Yielding && !slices.ContainsFunc(d.Limits, func(limit uint64) bool { return limit != throttle.Yield })
+		a.yield(wholly, now)
+	}
 
 	p.mu.Lock()
 	was := p.yielding

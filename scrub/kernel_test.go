@@ -221,10 +221,16 @@ func sameCounters(t *testing.T, got, want map[uint64]map[string]uint64) {
 func corruptPool(t *testing.T, rig *btrfstest.Rig) (*btrfstest.Pool, func()) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(7, 7))
-	pool, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1"})
+	pool, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1", MountOptions: []string{"commit=3600"}})
 	must(t, err)
 	for i := range 36 {
 		must(t, pool.WriteFile(fmt.Sprintf("file-%d", i), 16*mib, rng))
+	}
+	// Whoever reads a bad tree block repairs it, so that no scrub finds it any
+	// more: the one to corrupt is of a tree that nobody reads.
+	must(t, pool.NewSubvolume("cold"))
+	for i := range 2000 {
+		must(t, os.WriteFile(pool.Path(fmt.Sprintf("cold/%d", i)), nil, 0o600))
 	}
 	// A mount writes the trees again, as the interruptions do: afterwards they
 	// have as many blocks as they will have.
@@ -240,28 +246,29 @@ func corruptPool(t *testing.T, rig *btrfstest.Rig) (*btrfstest.Pool, func()) {
 			must(t, pool.CorruptFile(fmt.Sprintf("file-%d", i), at, i%2))
 		}
 		corruptTreeBlock(t, pool)
-		// The second superblock, at 64 MiB.
-		must(t, pool.CorruptPhysical(btrfstest.Location{DevID: 1, Physical: 64 << 20}, 4096))
 		must(t, pool.DropCaches())
+		// The second superblock, at 64 MiB; last, because each commit writes it
+		// again.
+		must(t, pool.CorruptPhysical(btrfstest.Location{DevID: 1, Physical: 64 << 20}, 4096))
 	}
-	corrupt()
 	must(t, pool.CorruptFile("file-20", 0, btrfstest.AllMirrors))
+	corrupt()
 	return pool, corrupt
 }
 
-// corruptTreeBlock changes a copy of a block of the checksum tree.
+// corruptTreeBlock changes a copy of a leaf of the tree of the subvolume cold.
 func corruptTreeBlock(t *testing.T, pool *btrfstest.Pool) {
 	t.Helper()
 	must(t, pool.Sync())
-	out, err := progs(t, "inspect-internal", "dump-tree", "-t", "csum", pool.Disks[0].Loop)
+	out, err := progs(t, "inspect-internal", "dump-tree", "-t", "256", pool.Disks[0].Loop)
 	if err != nil {
 		t.Fatalf("dump-tree: %v", err)
 	}
-	match := regexp.MustCompile(`(?m)^(?:leaf|node) (\d+)`).FindStringSubmatch(out)
-	if match == nil {
-		t.Fatalf("no tree block in:\n%s", out)
+	leaves := regexp.MustCompile(`(?m)^leaf (\d+)`).FindAllStringSubmatch(out, -1)
+	if len(leaves) < 5 {
+		t.Fatalf("%d leaves in:\n%.2000s", len(leaves), out)
 	}
-	logical, err := strconv.ParseUint(match[1], 10, 64)
+	logical, err := strconv.ParseUint(leaves[len(leaves)/2][1], 10, 64)
 	must(t, err)
 	f, err := btrfs.OpenFilesystem(pool.Mountpoint)
 	must(t, err)

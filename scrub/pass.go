@@ -21,12 +21,22 @@ type pass struct {
 	governor *governor // nil in modes other than auto
 	workers  []*worker
 	began    time.Time
-	ctx      context.Context // done when the pass is to end
-	cancel   context.CancelFunc
-	before   time.Duration // checkpoint.Active when it began
+	// superblocks is done when those of all devices have been looked at.
+	superblocks sync.WaitGroup
+	ctx         context.Context // done when the pass is to end
+	cancel      context.CancelFunc
+	before      time.Duration // checkpoint.Active when it began
 
 	mu   sync.Mutex
 	stop error // why it is to end; nil while it is to go on
+	// held is closed when the workers may go on; nil while they may.
+	held chan struct{}
+	// cancels counts the cancels of ours that began, and cancelling those that
+	// are under way: a call that one of them ended was not ended by others.
+	cancels    uint64
+	cancelling int
+	// yieldingSince is when the scrub began to give way; zero while it does not.
+	yieldingSince time.Time
 
 	done chan struct{} // closed when all workers have ended
 }
@@ -50,6 +60,7 @@ func (p *pool) startPass(g *governor) *pass {
 	p.pass = a
 	p.mu.Unlock()
 
+	a.superblocks.Add(len(a.workers))
 	var group sync.WaitGroup
 	for _, w := range a.workers {
 		group.Go(func() { a.ended(w, w.run()) })
@@ -107,6 +118,90 @@ func (a *pass) outcome() error {
 	return a.stop
 }
 
+// letGoAfter is how long a scrub gives way softly. The kernel then still reads
+// half a megabyte each second, which a film meets, and keeps a block group
+// read-only. Beyond that the calls are cancelled: a batch is begun anew, which
+// costs some seconds once.
+const letGoAfter = 5 * time.Second
+
+// yield tells the pass whether the scrub gives way, and not even at a floor.
+func (a *pass) yield(wholly bool, now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case !wholly:
+		a.yieldingSince = time.Time{}
+		if a.held != nil {
+			close(a.held)
+			a.held = nil
+		}
+	case a.yieldingSince.IsZero():
+		a.yieldingSince = now
+	case a.held == nil && now.Sub(a.yieldingSince) >= letGoAfter:
+		held := make(chan struct{})
+		a.held = held
+		// It can take as long as a disk hangs.
+		a.pool.runner.loops.Go(func() { a.letGo(held) })
+	}
+}
+
+// letGo cancels the calls under way, until the workers wait or may go on.
+func (a *pass) letGo(held chan struct{}) {
+	ticker := time.NewTicker(cancelInterval)
+	defer ticker.Stop()
+	for a.inCall() {
+		a.cancelOnce()
+		select {
+		case <-held:
+			return
+		case <-a.ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// wait waits until the workers may go on.
+func (a *pass) wait() {
+	a.mu.Lock()
+	held := a.held
+	a.mu.Unlock()
+	if held == nil {
+		return
+	}
+	select {
+	case <-held:
+	case <-a.ctx.Done():
+	}
+}
+
+func (a *pass) holding() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.held != nil
+}
+
+// ownCancels returns how many cancels of ours began, and whether one is under
+// way.
+func (a *pass) ownCancels() (n uint64, now bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cancels, a.cancelling > 0
+}
+
+// inCall reports whether a worker is in the kernel.
+func (a *pass) inCall() bool {
+	for _, w := range a.workers {
+		w.mu.Lock()
+		in := w.filesystem != nil
+		w.mu.Unlock()
+		if in {
+			return true
+		}
+	}
+	return false
+}
+
 // cancelInterval is the pause between two attempts to cancel what the workers
 // are in: one may be on its way into the kernel.
 const cancelInterval = 20 * time.Millisecond
@@ -128,13 +223,7 @@ func (a *pass) cancelCalls() {
 
 func (a *pass) cancelOnce() {
 	r, uuid := a.pool.runner, a.pool.uuid
-	inCall := false
-	for _, w := range a.workers {
-		w.mu.Lock()
-		inCall = inCall || w.filesystem != nil
-		w.mu.Unlock()
-	}
-	if !inCall {
+	if !a.inCall() {
 		return
 	}
 	// A cancel would end a device replace too. Then the call is let go on to
@@ -148,7 +237,15 @@ func (a *pass) cancelOnce() {
 		return
 	}
 	defer f.Close() //nolint:errcheck // it was only read
-	if err := f.CancelScrub(); err != nil && !errors.Is(err, unix.ENOTCONN) {
+	a.mu.Lock()
+	a.cancels++
+	a.cancelling++
+	a.mu.Unlock()
+	err = f.CancelScrub()
+	a.mu.Lock()
+	a.cancelling--
+	a.mu.Unlock()
+	if err != nil && !errors.Is(err, unix.ENOTCONN) {
 		level.Warn(r.logger).Log("msg", "the scrub could not be cancelled", "pool", uuid, "err", err)
 	}
 }

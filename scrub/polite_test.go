@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
@@ -438,4 +440,92 @@ func TestBtrfsProgsShowOurScrubAndKeepTheirHandsOff(t *testing.T) {
 	if s.State != scrub.Finished {
 		t.Errorf("it ended as %s: %s", s.State, s.Reason)
 	}
+}
+
+// TestLongForegroundHasTheDisksToItself reads without a pause from a pool that
+// is scrubbed in mode auto: the scrub gives way, lets go of the disks, and goes
+// on when the reading ends.
+func TestLongForegroundHasTheDisksToItself(t *testing.T) {
+	btrfstest.RequireFUSE(t)
+	rig := btrfstest.New(t)
+	faults, err := rig.NewFaultDir()
+	must(t, err)
+	var disks []*btrfstest.Disk
+	var slow []*btrfstest.FaultDisk
+	for range 2 {
+		d, err := faults.NewDisk(gib)
+		must(t, err)
+		slow = append(slow, d)
+		disks = append(disks, d.Disk)
+	}
+	pool := cleanPool(t, rig, disks...)
+	before := speedMax(t, pool)
+	for _, d := range slow {
+		d.Slow(0, 0)
+	}
+	uuid := uuidOf(t, pool)
+	r := start(t, newDirs(t))
+	stop := readAtRandom(t, pool.Path("film"))
+	r.begin(uuid, scrub.Options{Mode: scrub.Auto})
+	f, err := btrfs.OpenFilesystem(pool.Mountpoint)
+	must(t, err)
+	defer f.Close()
+	quiet := func() bool {
+		for devid := range uint64(2) {
+			if _, err := f.ScrubProgress(devid + 1); err == nil {
+				return false
+			}
+		}
+		return true
+	}
+	s := r.until(uuid, "it yields, and no scrub runs in the kernel", func(s *scrub.Status) bool {
+		return s.State == scrub.Yielding && s.Yielded > 6*time.Second && quiet()
+	})
+	if !strings.Contains(s.Reason, "loop") {
+		t.Errorf("the reason is %q, and names no device", s.Reason)
+	}
+	stop()
+	if s := r.finish(uuid); s.State != scrub.Finished {
+		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+	if after := speedMax(t, pool); !slices.Equal(after, before) {
+		t.Errorf("scrub_speed_max is %v, and was %v", after, before)
+	}
+}
+
+// readAtRandom reads 4 KiB from random places of a file, one after the other,
+// past the page cache, until stop is called.
+func readAtRandom(t *testing.T, path string) (stop func()) {
+	t.Helper()
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	must(t, err)
+	page, err := unix.Mmap(-1, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	must(t, err)
+	rng := rand.New(rand.NewPCG(8, 8))
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if _, err := unix.Pread(fd, page, rng.Int64N(300*mib/4096)*4096); err != nil {
+				t.Errorf("read the film: %v", err)
+				return
+			}
+		}
+	}()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			close(done)
+			<-ended
+			_ = unix.Close(fd)
+			_ = unix.Munmap(page)
+		})
+	}
+	t.Cleanup(stop)
+	return stop
 }

@@ -397,7 +397,7 @@ func (p *pool) warmUp(ctx context.Context, g *governor) bool {
 	end := time.NewTimer(warmUp)
 	defer end.Stop()
 	for {
-		p.steer(g)
+		p.steer(nil, g)
 		select {
 		case <-ctx.Done():
 			return false
@@ -444,7 +444,7 @@ func (p *pool) watch(ctx context.Context, a *pass, g *governor) {
 				return
 			}
 		case <-steer.C:
-			p.steer(g)
+			p.steer(a, g)
 		case <-progress.C:
 			if reason := p.runner.heldBack(p.runner.now()); reason != "" {
 				p.mu.Lock()

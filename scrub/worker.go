@@ -20,6 +20,7 @@ const DefaultBatchBytes = 1 << 30
 // Outcomes of a worker, beside errors of its device.
 var (
 	errStopped      = errors.New("stopped")
+	errHeld         = errors.New("held") // to be done again
 	errCancelled    = errors.New("somebody else cancelled it (`btrfs scrub cancel`, perhaps)")
 	errBusy         = errors.New("another scrub or a device replace runs")
 	errOperation    = errors.New("another operation runs")
@@ -50,6 +51,8 @@ func (w *worker) run() error {
 	// off, and Go sends them to preempt goroutines. The thread ends with the
 	// goroutine, because that never unlocks it.
 	runtime.LockOSThread()
+	looked := sync.OnceFunc(w.pass.superblocks.Done)
+	defer looked()
 	if err := maskSignals(); err != nil {
 		return err
 	}
@@ -61,8 +64,16 @@ func (w *worker) run() error {
 		}
 		defer g.sampler.RemoveThread(w.index, thread)
 	}
+	if err := w.superblocks(); err != nil {
+		return err
+	}
+	looked()
+	w.pass.superblocks.Wait()
 	for {
 		done, err := w.batch()
+		if errors.Is(err, errHeld) {
+			continue // and the batch waits
+		}
 		if done || err != nil {
 			return err
 		}
@@ -80,8 +91,47 @@ func maskSignals() error {
 	return nil
 }
 
+// superblocks counts the errors of the device's superblocks, and has them
+// repaired. Each call of the kernel looks at them, so they are counted once, and
+// before any device is scrubbed: a commit writes them anew, and scrubbing a
+// block group can lead to one.
+func (w *worker) superblocks() error {
+	for {
+		w.pass.wait()
+		p := w.pass.pool
+		d := p.device(w.index)
+		if d.Supers {
+			return nil
+		}
+		f, _, err := p.runner.open(p.uuid)
+		if err != nil {
+			return err
+		}
+		// A range before the first extent: nothing else is looked at.
+		found, err := w.call(f, d.DevID, 0, 1, 0, true)
+		if err == nil && found.SuperErrors > 0 {
+			level.Warn(p.runner.logger).Log("msg", "the scrub found bad superblocks", "pool", p.uuid, "devid", d.DevID, "device", d.Path, "errors", found.SuperErrors)
+		}
+		if err == nil {
+			p.updateDevice(w.index, func(d *deviceCheckpoint) {
+				d.Supers = true
+				d.Counters.SuperErrors += found.SuperErrors
+			})
+			err = p.save()
+		}
+		if err == nil && found.SuperErrors > 0 && !p.options().ReadOnly {
+			_, err = w.call(f, d.DevID, 0, 1, 0, false)
+		}
+		_ = f.Close() // it was only read
+		if !errors.Is(err, errHeld) {
+			return err
+		}
+	}
+}
+
 // batch scrubs the next extents of the device; done tells that there were none.
 func (w *worker) batch() (done bool, err error) {
+	w.pass.wait()
 	if w.pass.stopping() {
 		return false, errStopped
 	}
@@ -128,9 +178,7 @@ func (w *worker) batch() (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if d.Supers {
-		found.SuperErrors = 0
-	}
+	found.SuperErrors = 0 // counted before
 	hit := w.locate(f, &d, log, extents, &found)
 	if w.pass.stopping() {
 		return false, errStopped // before it was known what was hit
@@ -138,7 +186,6 @@ func (w *worker) batch() (done bool, err error) {
 	next := last.Offset + last.Length
 	repair := found.Errors() > 0 && !p.options().ReadOnly
 	p.updateDevice(w.index, func(d *deviceCheckpoint) {
-		d.Supers = true
 		p.addDamage(hit)
 		correctable := found.CorrectedErrors
 		found.CorrectedErrors = 0
@@ -199,21 +246,29 @@ func (w *worker) repair(f *btrfs.Filesystem, d *deviceCheckpoint) error {
 // call scrubs a range. A call that does not come to its end counts nothing.
 func (w *worker) call(f *btrfs.Filesystem, devid, start, end, size uint64, look bool) (btrfs.ScrubCounters, error) {
 	w.mu.Lock()
-	if w.pass.stopping() {
+	if w.pass.stopping() || w.pass.holding() {
 		w.mu.Unlock()
-		return btrfs.ScrubCounters{}, errStopped
+		if w.pass.stopping() {
+			return btrfs.ScrubCounters{}, errStopped
+		}
+		return btrfs.ScrubCounters{}, errHeld
 	}
 	w.filesystem, w.batchSize, w.counting = f, size, look
 	w.mu.Unlock()
+	before, during := w.pass.ownCancels()
 	c, err := f.ScrubRange(devid, start, end, look)
 	w.mu.Lock()
 	w.filesystem, w.batchSize = nil, 0
 	w.mu.Unlock()
+	after, _ := w.pass.ownCancels()
+	ours := during || after != before
 	switch {
 	case err == nil:
 		return c, nil
 	case errors.Is(err, unix.ECANCELED) && w.pass.stopping():
 		err = errStopped
+	case errors.Is(err, unix.ECANCELED) && ours:
+		err = errHeld
 	case errors.Is(err, unix.ECANCELED):
 		err = errCancelled
 	case errors.Is(err, unix.EINPROGRESS):
