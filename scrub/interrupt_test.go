@@ -1,6 +1,7 @@
 package scrub_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -52,7 +53,7 @@ func daemon(paths string) error {
 	if err != nil {
 		return err
 	}
-	return r.Run(ctx)
+	return r.RunReady(ctx, func() { fmt.Println("ready") })
 }
 
 // process is a daemon in a process of its own.
@@ -69,7 +70,12 @@ func spawn(t *testing.T, d dirs) *process {
 	p := &process{t: t, cmd: exec.Command(program)}
 	p.cmd.Env = append(os.Environ(), asDaemon+"="+d.state+":"+d.status)
 	p.cmd.Stderr = &p.log
+	stdout, err := p.cmd.StdoutPipe()
+	must(t, err)
 	must(t, p.cmd.Start())
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
+		t.Fatalf("the daemon says %q: %v\n%s", line, err, p.log.String())
+	}
 	return p
 }
 
@@ -128,7 +134,7 @@ func TestCountersAreExactThroughInterruptions(t *testing.T) {
 		default:
 			r.stop()
 			p := spawn(t, d)
-			time.Sleep(50*time.Millisecond + pause)
+			time.Sleep(pause)
 			if kind == "SIGTERM" {
 				p.end(syscall.SIGTERM)
 			} else {
