@@ -122,7 +122,7 @@ func (a *pass) outcome() error {
 // half a megabyte each second, which a film meets, and keeps a block group
 // read-only. Beyond that the calls are cancelled: a batch is begun anew, which
 // costs some seconds once.
-const letGoAfter = 5 * time.Second
+const letGoAfter = 3 * time.Second
 
 // yield tells the pass whether the scrub gives way, and not even at a floor.
 func (a *pass) yield(wholly bool, now time.Time) {

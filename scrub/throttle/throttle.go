@@ -81,7 +81,7 @@ type Config struct {
 	// remember: windows are in time, and a late step does no harm.
 	Interval time.Duration
 	// HoldMin and HoldMax bound how long the disks have to be quiet before
-	// the scrub goes on, 2 s and 30 s. The time grows when the foreground
+	// the scrub goes on, 5 s and 30 s. The time grows when the foreground
 	// returns soon after.
 	HoldMin, HoldMax time.Duration
 	// Look is how long a suspicion is checked with the scrub out of the way,
@@ -122,7 +122,7 @@ func or[T comparable](v *T, d T) {
 
 func (c *Config) setDefaults() {
 	or(&c.Interval, 100*time.Millisecond)
-	or(&c.HoldMin, 2*time.Second)
+	or(&c.HoldMin, 5*time.Second)
 	or(&c.HoldMax, 30*time.Second)
 	or(&c.Look, 500*time.Millisecond)
 	or(&c.Settle, 100*time.Millisecond)
@@ -141,6 +141,8 @@ const (
 	memory = 3 * time.Second // how far back the baseline reaches
 	// rampStep is how long each doubling of the rate lasts.
 	rampStep = 200 * time.Millisecond
+	// minDeafness is how long the first wrong suspicion is remembered.
+	minDeafness = 2 * time.Second
 	// unlimitedFrom is the rate from which a limit makes no sense.
 	unlimitedFrom = 300e6
 	// maxSettle is how long to wait at most for our requests in flight.
@@ -608,7 +610,7 @@ func (c *Controller) look(active bool, now time.Duration) {
 	if now-c.deafUntil > c.cfg.HoldMax {
 		c.deafness = 0 // the last mistake is long ago
 	}
-	c.deafness = min(max(2*c.deafness, c.cfg.HoldMin), c.cfg.HoldMax)
+	c.deafness = min(max(2*c.deafness, minDeafness), c.cfg.HoldMax)
 	c.deafUntil = now + c.deafness
 	c.run(now, c.before)
 }
