@@ -188,7 +188,7 @@ func mergeMarks(old []mark, d *deviceCheckpoint) []mark {
 	}
 	last := time.Time{}
 	for _, m := range old {
-		if m.Offset < d.Cursor {
+		if m.Offset <= d.Cursor {
 			last = m.At
 			continue
 		}

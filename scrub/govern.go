@@ -6,6 +6,7 @@ import (
 
 	"github.com/go-kit/log/level"
 
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/scrub/throttle"
 )
 
@@ -15,6 +16,7 @@ type governor struct {
 	sampler    *throttle.Sampler
 	sample     throttle.Sample
 	last       time.Time
+	latency    latencyMeter
 	peak       uint64 // the highest rate of the pool so far, bytes per second
 	fault      bool   // one was logged
 }
@@ -70,10 +72,13 @@ func (p *pool) steer(a *pass, g *governor) {
 		wholly := d.Yielding && !slices.ContainsFunc(d.Limits, func(limit uint64) bool { return limit != throttle.Yield })
 		a.yield(wholly, now)
 	}
+	// What is read while we read nothing is others'.
+	latency := g.latency.measure(&g.sample, a != nil && a.holding() && !a.inCall())
 
 	p.mu.Lock()
 	was := p.yielding
 	p.yielding, p.why = d.Yielding, d.Reason
+	p.latency = latency
 	if was && !g.last.IsZero() {
 		p.cp.Yielded += now.Sub(g.last)
 	}
@@ -107,4 +112,40 @@ func (g *governor) urge(p *pool, now time.Time) {
 	}
 	g.peak = max(g.peak, rate)
 	g.controller.SetUrgency(throttle.Floor(left, deadline.Sub(now), max(g.peak, firstLimit)))
+}
+
+// latencyMeter measures how long reads take.
+type latencyMeter struct {
+	since time.Duration // of the samples; 0 while it does not measure
+	reads uint64
+	took  time.Duration
+	last  btrfs.Opt[time.Duration]
+}
+
+// latencyWindow is the time over which latencies are averaged.
+const latencyWindow = 2 * time.Second
+
+// measure takes a sample, and returns the mean latency of the last window in
+// which there were reads; unknown before that, and where alone is false.
+func (m *latencyMeter) measure(s *throttle.Sample, alone bool) btrfs.Opt[time.Duration] {
+	if !alone {
+		*m = latencyMeter{}
+		return m.last
+	}
+	var reads uint64
+	var took time.Duration
+	for i := range s.Devices {
+		reads += s.Devices[i].Reads
+		took += s.Devices[i].ReadTime
+	}
+	if m.since != 0 {
+		if s.Now-m.since < latencyWindow {
+			return m.last
+		}
+		if n := reads - min(reads, m.reads); n > 0 {
+			m.last = btrfs.Some((took - m.took) / time.Duration(n))
+		}
+	}
+	m.since, m.reads, m.took = s.Now, reads, took
+	return m.last
 }

@@ -62,13 +62,20 @@ func (l testLog) Write(b []byte) (int, error) {
 // start starts a runner, which ends with the test.
 func start(t *testing.T, d dirs) *running {
 	t.Helper()
+	return startWith(t, d, func(*scrub.Config) {})
+}
+
+func startWith(t *testing.T, d dirs, change func(*scrub.Config)) *running {
+	t.Helper()
 	dir := state.NewDir(d.state)
 	jobs, err := job.Open(dir, 100)
 	must(t, err)
-	r, err := scrub.New(scrub.Config{
+	cfg := scrub.Config{
 		Logger: log.NewLogfmtLogger(testLog{t}), Client: btrfs.NewClient(btrfs.DefaultPaths()), Paths: btrfs.DefaultPaths(),
 		State: dir, Jobs: jobs, StatusDir: d.status, BatchBytes: 1,
-	})
+	}
+	change(&cfg)
+	r, err := scrub.New(cfg)
 	must(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})

@@ -22,6 +22,8 @@ var (
 	yieldDesc  = poolDesc("btrfs_scrub_yield_seconds_total", "Time for which scrubs gave way.", "reason")
 	pausesDesc = poolDesc("btrfs_scrub_pauses_total", "Pauses of scrubs.", "reason")
 
+	latencyDesc = poolDesc("btrfs_scrub_foreground_read_latency_seconds", "Mean latency of the reads of others, while the scrub gives way to them and reads nothing itself.")
+
 	lastStartedDesc  = poolDesc("btrfs_scrub_last_started_timestamp_seconds", "When the current or last scrub began.")
 	lastFinishedDesc = poolDesc("btrfs_scrub_last_finished_timestamp_seconds", "When a scrub last ended, however it did.")
 	lastSuccessDesc  = poolDesc("btrfs_scrub_last_success_timestamp_seconds", "When a scrub last went over all devices to their end.")
@@ -47,7 +49,7 @@ func deviceDesc(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (r *Runner) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		stateDesc, progressDesc, etaDesc, yieldDesc, pausesDesc, lastStartedDesc, lastFinishedDesc, lastSuccessDesc,
+		stateDesc, progressDesc, etaDesc, yieldDesc, pausesDesc, latencyDesc, lastStartedDesc, lastFinishedDesc, lastSuccessDesc,
 		lastDurationDesc, lastErrorsDesc, scrubbedDesc, errorsDesc, correctDesc, limitDesc, rateDesc, oldestDesc,
 	} {
 		ch <- d
@@ -70,7 +72,7 @@ func (r *Runner) Collect(ch chan<- prometheus.Metric) {
 func (p *pool) collect(ch chan<- prometheus.Metric) {
 	s := p.status()
 	p.mu.Lock()
-	h := p.cp.History
+	h, latency := p.cp.History, p.latency
 	h.Pauses = maps.Clone(h.Pauses)
 	h.Devices = maps.Clone(h.Devices)
 	// What a call under way has read may still be thrown away, and a counter
@@ -106,6 +108,9 @@ func (p *pool) collect(ch chan<- prometheus.Metric) {
 		for reason, n := range h.Pauses {
 			send(pausesDesc, prometheus.CounterValue, float64(n), reason)
 		}
+	}
+	if v, ok := latency.Get(); ok {
+		send(latencyDesc, prometheus.GaugeValue, v.Seconds())
 	}
 	if !h.LastFinished.IsZero() {
 		send(lastFinishedDesc, prometheus.GaugeValue, float64(h.LastFinished.UnixMilli())/1e3)

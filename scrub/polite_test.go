@@ -10,9 +10,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
@@ -484,6 +487,22 @@ func TestLongForegroundHasTheDisksToItself(t *testing.T) {
 	if !strings.Contains(s.Reason, "loop") {
 		t.Errorf("the reason is %q, and names no device", s.Reason)
 	}
+	registry := prometheus.NewRegistry()
+	must(t, registry.Register(r.Runner))
+	problems, err := testutil.GatherAndLint(registry)
+	must(t, err)
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+	// A read takes a seek of 8 ms.
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if v := gauge(t, registry, "btrfs_scrub_foreground_read_latency_seconds"); v > 0.004 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the latency of the reads is not exported")
+		}
+	}
 	stop()
 	if s := r.finish(uuid); s.State != scrub.Finished {
 		t.Errorf("it ended as %s: %s", s.State, s.Reason)
@@ -529,3 +548,95 @@ func readAtRandom(t *testing.T, path string) (stop func()) {
 	t.Cleanup(stop)
 	return stop
 }
+
+// gauge is the value of a gauge that has one series; 0 where there is none.
+func gauge(t *testing.T, g prometheus.Gatherer, name string) float64 {
+	t.Helper()
+	families, err := g.Gather()
+	must(t, err)
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetGauge().GetValue()
+		}
+	}
+	return 0
+}
+
+func TestSchedulesStartWhatIsDueOnce(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	d := newDirs(t)
+	var clock atomic.Int64
+	clock.Store(1_800_000_000)
+	now := func() time.Time { return time.Unix(clock.Load(), 0).UTC() }
+	hourly := scrub.Settings{Schedules: []scrub.Schedule{{
+		Name: "hourly", Pools: []string{pool.UUID}, Options: scrub.Options{Mode: scrub.Full}, Within: time.Hour,
+		Due: func(last, now time.Time) bool { return now.Truncate(time.Hour).After(last) },
+	}}}
+	r := startWith(t, d, func(c *scrub.Config) { c.Now = now })
+	scrubs := func() int { return len(r.jobs.List()) }
+	look := func(want int, what string) {
+		t.Helper()
+		noted := func() string { b, _ := os.ReadFile(filepath.Join(d.state, "scrub-schedules.json")); return string(b) }
+		// What is looked at is noted, with the time of the look.
+		before := noted()
+		r.SetSettings(hourly)
+		if want > scrubs() || before == "" {
+			for deadline := time.Now().Add(patience); scrubs() < want || noted() == ""; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("%s: %d scrubs, want %d", what, scrubs(), want)
+				}
+			}
+			if want > 0 {
+				r.finish(uuid)
+			}
+		}
+		if n := scrubs(); n != want {
+			t.Errorf("%s: %d scrubs, want %d", what, n, want)
+		}
+	}
+	look(0, "at the first start")
+	clock.Add(3600)
+	look(1, "an hour later")
+	r.SetSettings(hourly)
+	r.SetSettings(hourly)
+	r.stop()
+	clock.Add(100 * 3600) // the machine was off
+	r = startWith(t, d, func(c *scrub.Config) { c.Now = now })
+	look(2, "after a hundred hours")
+	s, err := r.Status(uuid)
+	must(t, err)
+	if s.Requester != "schedule hourly" || !s.Options.Deadline.Equal(now().Add(time.Hour)) {
+		t.Errorf("it was asked for by %q, with the deadline %s at %s", s.Requester, s.Options.Deadline, now())
+	}
+}
+
+func TestScrubsWaitForTheirHours(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := cleanPool(t, rig)
+	uuid := uuidOf(t, pool)
+	r := start(t, newDirs(t))
+	var open atomic.Bool
+	r.SetSettings(scrub.Settings{Hours: hours{&open}})
+	r.begin(uuid, slowly)
+	s := r.until(uuid, "it waits", func(s *scrub.Status) bool { return s.State == scrub.Waiting && s.Reason != "" })
+	if !strings.Contains(s.Reason, "hours") {
+		t.Errorf("it waits because: %s", s.Reason)
+	}
+	open.Store(true)
+	r.until(uuid, "it runs", isRunning)
+	open.Store(false)
+	r.until(uuid, "it waits again", func(s *scrub.Status) bool { return s.State == scrub.Waiting })
+	r.SetSettings(scrub.Settings{OnBattery: func() bool { return true }})
+	s = r.until(uuid, "it waits for mains", func(s *scrub.Status) bool { return strings.Contains(s.Reason, "battery") })
+	if s.Pauses != 1 {
+		t.Errorf("%d pauses, want 1", s.Pauses)
+	}
+}
+
+// hours are open or not.
+type hours struct{ open *atomic.Bool }
+
+func (h hours) Open(time.Time) bool            { return h.open.Load() }
+func (h hours) NextOpen(t time.Time) time.Time { return t.Add(time.Hour) }

@@ -45,7 +45,8 @@ type pool struct {
 	limitFault bool              // one was logged
 	fileFault  bool              // likewise
 	yielding   bool
-	why        string // why it yields
+	why        string                   // why it yields
+	latency    btrfs.Opt[time.Duration] // of others' reads
 	pace       pace
 	live       map[uint64]liveDevice
 	verified   uint64 // bytes that were read again to find errors
@@ -380,7 +381,7 @@ func (p *pool) runPass(ctx context.Context) error {
 	p.mu.Lock()
 	p.cp.Active = a.before + p.runner.now().Sub(a.began)
 	p.pass = nil
-	p.yielding, p.why = false, ""
+	p.yielding, p.why, p.latency = false, "", btrfs.Opt[time.Duration]{}
 	clear(p.live)
 	p.mu.Unlock()
 	p.putBack()

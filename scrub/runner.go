@@ -93,6 +93,7 @@ type Runner struct {
 	batch     uint64
 	only      btrfs.UUID
 	now       func() time.Time
+	changed   chan struct{} // gets a value when the settings changed
 
 	mu       sync.Mutex
 	settings Settings
@@ -107,7 +108,7 @@ type Runner struct {
 func New(c Config) (*Runner, error) {
 	r := &Runner{
 		logger: c.Logger, client: c.Client, paths: c.Paths, state: c.State, jobs: c.Jobs, statusDir: c.StatusDir, batch: c.BatchBytes, only: c.Only, now: c.Now,
-		pools: make(map[btrfs.UUID]*pool), places: make(map[btrfs.UUID][]string),
+		changed: make(chan struct{}, 1), pools: make(map[btrfs.UUID]*pool), places: make(map[btrfs.UUID][]string),
 	}
 	if r.statusDir == "" {
 		r.statusDir = DefaultStatusDir
@@ -179,8 +180,12 @@ func (r *Runner) newPool(uuid btrfs.UUID) *pool {
 // SetSettings changes the settings, also for scrubs that run.
 func (r *Runner) SetSettings(s Settings) {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.settings = s
+	r.mu.Unlock()
+	select {
+	case r.changed <- struct{}{}:
+	default:
+	}
 }
 
 // lookInterval is how often the runner looks at the clock and for scrubs of
@@ -215,6 +220,7 @@ func (r *Runner) RunReady(ctx context.Context, ready func()) error {
 			select {
 			case <-ctx.Done():
 			case <-ticker.C:
+			case <-r.changed:
 			}
 		}
 	})
@@ -526,6 +532,11 @@ func (r *Runner) runSchedules() {
 			}
 			key := s.Name + "/" + m.UUID.String()
 			before, known := last[key]
+			// A clock that was ahead and is right now: from now on, and nothing
+			// is run twice.
+			if known && before.After(now) {
+				known = false
+			}
 			if known && !s.Due(before, now) {
 				continue
 			}

@@ -29,8 +29,8 @@ type Sampler struct {
 }
 
 type diskCounters struct {
-	reads, readSectors, writes, writeSectors uint64
-	seen                                     bool
+	reads, readSectors, readMS, writes, writeSectors uint64
+	seen                                             bool
 }
 
 type deviceSource struct {
@@ -173,10 +173,12 @@ func (s *Sampler) sum(d *deviceSource, v *DeviceSample) error {
 		}
 		sum.reads += c.reads
 		sum.readSectors += c.readSectors
+		sum.readMS += c.readMS
 		sum.writes += c.writes
 		sum.writeSectors += c.writeSectors
 	}
 	v.Reads, v.ReadBytes = sum.reads, sum.readSectors*sectorSize
+	v.ReadTime = time.Duration(sum.readMS) * time.Millisecond
 	v.Writes, v.WriteBytes = sum.writes, sum.writeSectors*sectorSize
 	return nil
 }
@@ -258,7 +260,7 @@ func (s *Sampler) readDisks() error {
 			}
 			v[i] = n
 		}
-		*c = diskCounters{reads: v[0], readSectors: v[2], writes: v[4], writeSectors: v[6], seen: true}
+		*c = diskCounters{reads: v[0], readSectors: v[2], readMS: v[3], writes: v[4], writeSectors: v[6], seen: true}
 	}
 	return nil
 }

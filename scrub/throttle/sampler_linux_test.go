@@ -53,8 +53,8 @@ func TestSamplerReadsProcfs(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Sample{Now: got.Now, Stalled: btrfs.Some(4214891 * time.Microsecond), Devices: []DeviceSample{
-		{Reads: 100, ReadBytes: 2048 * 512, Writes: 40, WriteBytes: 512 * 512, OwnBytes: 512, Scrubbing: true},
-		{Reads: 110, ReadBytes: 2148 * 512, Writes: 44, WriteBytes: 532 * 512},
+		{Reads: 100, ReadBytes: 2048 * 512, ReadTime: 30 * time.Millisecond, Writes: 40, WriteBytes: 512 * 512, OwnBytes: 512, Scrubbing: true},
+		{Reads: 110, ReadBytes: 2148 * 512, ReadTime: 33 * time.Millisecond, Writes: 44, WriteBytes: 532 * 512},
 	}}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

@@ -30,6 +30,9 @@ type DeviceSample struct {
 	// Reads, Writes, ReadBytes and WriteBytes are those of the whole disk, by
 	// whomever; the kernel counts them when they complete.
 	Reads, Writes, ReadBytes, WriteBytes uint64
+	// ReadTime is how long those reads took, in sum. The controller does not
+	// use it.
+	ReadTime time.Duration
 	// OwnBytes are the bytes read by the threads that scrub the device; the
 	// kernel counts them when they are submitted.
 	OwnBytes uint64
