@@ -39,7 +39,7 @@ func (p *pool) newGovernor() *governor {
 	}
 	return &governor{
 		controller: throttle.New(throttle.Config{Interval: steerInterval, Names: names}),
-		sampler:    throttle.NewSampler(p.runner.paths.Proc, disks),
+		sampler:    throttle.NewSampler(p.runner.paths.Proc, p.runner.paths.Sys, disks),
 	}
 }
 

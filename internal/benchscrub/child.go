@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -56,10 +57,13 @@ func startChild(role string, nice int, config any, log io.Writer) (*child, error
 	}
 	cmd.Stdout = stdout
 	c.answers = json.NewDecoder(answers)
-	if err := startBound(cmd, nice, func(err error) {
+	cgroup := newCgroup(role)
+	if err := startBound(cmd, nice, cgroup, func(err error) {
 		c.err = err
+		cgroup.remove()
 		close(c.exited)
 	}); err != nil {
+		cgroup.remove()
 		answers.Close()
 		stdout.Close()
 		return nil, fmt.Errorf("start %s: %w", role, err)
@@ -104,8 +108,11 @@ func favour(nice int) error {
 // startBound starts a program that is killed with this one, in a process group
 // of its own, so that Ctrl-C does not end it before this one has told it to.
 // When it has ended it calls ended.
-func startBound(cmd *exec.Cmd, nice int, ended func(error)) error {
+func startBound(cmd *exec.Cmd, nice int, cgroup *cgroup, ended func(error)) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	if cgroup != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(cgroup.dir.Fd())
+	}
 	started := make(chan error)
 	go func() {
 		// The kernel kills the process with the thread that started it, and
@@ -164,4 +171,46 @@ func (c *child) stop() error {
 		return fmt.Errorf("%s: %w", c.role, c.failure(c.err))
 	}
 	return nil
+}
+
+// cgroup is one that a child has for itself, as a service of systemd has.
+type cgroup struct{ dir *os.File }
+
+// newCgroup makes one beneath that of this process; nil where that cannot be
+// done, and the child then shares this one.
+func newCgroup(name string) *cgroup {
+	membership, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return nil
+	}
+	_, path, ok := strings.Cut("\n"+string(membership), "\n0::")
+	if !ok {
+		return nil
+	}
+	path, _, _ = strings.Cut(path, "\n")
+	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		parent := filepath.Join(root, path)
+		if _, err := os.Stat(filepath.Join(parent, "cgroup.stat")); err != nil {
+			continue
+		}
+		dir, err := os.MkdirTemp(parent, "benchscrub"+name+"-")
+		if err != nil {
+			continue
+		}
+		f, err := os.Open(dir)
+		if err != nil {
+			_ = os.Remove(dir)
+			return nil
+		}
+		return &cgroup{f}
+	}
+	return nil
+}
+
+func (c *cgroup) remove() {
+	if c == nil {
+		return
+	}
+	c.dir.Close()
+	_ = os.Remove(c.dir.Name()) // costs nothing if it stays
 }

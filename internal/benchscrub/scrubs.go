@@ -105,7 +105,7 @@ func (r *progsRun) once(started chan<- error) error {
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	ended := make(chan error, 1)
-	err := startBound(cmd, nicePlain, func(err error) { ended <- err })
+	err := startBound(cmd, nicePlain, nil, func(err error) { ended <- err })
 	started <- err
 	if err == nil {
 		err = <-ended

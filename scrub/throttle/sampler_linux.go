@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,7 +27,9 @@ type Sampler struct {
 	buf      []byte
 	disks    map[string]*diskCounters
 	devices  []deviceSource
-	pressure bool // whether the kernel has PSI
+	pressure bool   // whether the kernel has PSI
+	cgroup   string // of this process, in the second hierarchy; "" where not known
+	pid      string
 }
 
 type diskCounters struct {
@@ -46,11 +50,12 @@ type thread struct {
 	last uint64
 }
 
-// NewSampler returns a sampler. proc is the mount point of procfs; disks are
+// NewSampler returns a sampler. proc and sys are where procfs and sysfs are mounted; disks are
 // the kernel names of the whole disks beneath each device of the pool, see
 // btrfs.Client.Disks.
-func NewSampler(proc string, disks [][]string) *Sampler {
+func NewSampler(proc, sys string, disks [][]string) *Sampler {
 	s := &Sampler{proc: proc, disks: make(map[string]*diskCounters), pressure: true, buf: make([]byte, 16<<10)}
+	s.cgroup, s.pid = ownCgroup(proc, sys), strconv.Itoa(os.Getpid())
 	for _, names := range disks {
 		s.devices = append(s.devices, deviceSource{disks: names})
 		for _, n := range names {
@@ -142,12 +147,13 @@ func (s *Sampler) Sample(to *Sample) error {
 		v.OwnBytes, v.Scrubbing = own, len(kept) > 0
 	}
 
-	to.Stalled = btrfs.Opt[time.Duration]{}
+	to.Stalled, to.OwnStalled = btrfs.Opt[time.Duration]{}, btrfs.Opt[time.Duration]{}
 	if s.pressure {
-		total, err := s.readPressure()
+		total, err := s.readPressure(s.proc + "/pressure/io")
 		switch {
 		case err == nil:
 			to.Stalled = btrfs.Some(total)
+			to.OwnStalled = s.ownPressure()
 		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EOPNOTSUPP):
 			s.pressure = false // the kernel has none, or was booted with psi=0
 		default:
@@ -265,10 +271,9 @@ func (s *Sampler) readDisks() error {
 	return nil
 }
 
-// readPressure returns "some total" of /proc/pressure/io
+// readPressure returns "some total" of a file such as /proc/pressure/io
 // (Documentation/accounting/psi.rst), which is in microseconds.
-func (s *Sampler) readPressure() (time.Duration, error) {
-	path := s.proc + "/pressure/io"
+func (s *Sampler) readPressure(path string) (time.Duration, error) {
 	b, err := s.readFile(path)
 	if err != nil {
 		return 0, err
@@ -283,6 +288,53 @@ func (s *Sampler) readPressure() (time.Duration, error) {
 		return 0, fmt.Errorf("%s: total %q is no number", path, total)
 	}
 	return time.Duration(n) * time.Microsecond, nil
+}
+
+// ownPressure returns what the kernel counts for the cgroup of this process,
+// where nobody else is in it: for a service of systemd and in a container that
+// is so. It is unknown otherwise, and where there is no such cgroup.
+func (s *Sampler) ownPressure() btrfs.Opt[time.Duration] {
+	var none btrfs.Opt[time.Duration]
+	if s.cgroup == "" {
+		return none
+	}
+	members, err := s.readFile(s.cgroup + "/cgroup.procs")
+	if err != nil || string(bytes.TrimSpace(members)) != s.pid {
+		return none
+	}
+	descendants, err := s.readFile(s.cgroup + "/cgroup.stat")
+	if err != nil || !bytes.HasPrefix(descendants, []byte("nr_descendants 0\n")) {
+		return none
+	}
+	total, err := s.readPressure(s.cgroup + "/io.pressure")
+	if err != nil {
+		return none
+	}
+	return btrfs.Some(total)
+}
+
+// ownCgroup returns the directory of this process's cgroup in the second
+// hierarchy (Documentation/admin-guide/cgroup-v2.rst), "" where there is none,
+// and where it is the root, which counts everybody.
+func ownCgroup(proc, sys string) string {
+	membership, err := os.ReadFile(proc + "/self/cgroup")
+	if err != nil {
+		return ""
+	}
+	_, path, ok := strings.Cut("\n"+string(membership), "\n0::")
+	if !ok {
+		return ""
+	}
+	path, _, _ = strings.Cut(path, "\n")
+	// systemd mounts it at one of these. The table of mounts would tell, but
+	// reading that can hang with any disk.
+	for _, root := range []string{"/fs/cgroup", "/fs/cgroup/unified"} {
+		dir := filepath.Join(sys, root, path)
+		if _, err := os.Stat(dir + "/cgroup.type"); err == nil { // the root has none
+			return dir
+		}
+	}
+	return ""
 }
 
 func field(b []byte) (f, rest []byte) {

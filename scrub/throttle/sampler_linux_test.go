@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -38,12 +39,51 @@ const diskstats = `   7       0 loop0 1 0 2 3 0 0 0 0 0 0 0 0 0 0 0 0 0
    8      16 sdb 10 0 100 3 4 0 20 7 0 8 9
 `
 
+// What this process waits for is known where it has a cgroup for itself.
+func TestSamplerReadsOwnPressure(t *testing.T) {
+	const pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=%d\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n"
+	pid := strconv.Itoa(os.Getpid())
+	for _, tt := range []struct {
+		name, membership, mount      string
+		members, typ, stat, pressure string
+		want                         btrfs.Opt[time.Duration]
+	}{
+		{"a service", "0::/system.slice/x.service\n", "fs/cgroup/system.slice/x.service", pid + "\n", "domain\n", "nr_descendants 0\nnr_dying_descendants 3\n", fmt.Sprintf(pressure, 77), btrfs.Some(77 * time.Microsecond)},
+		{"beside the first hierarchy", "9:name=systemd:/\n0::/x\n", "fs/cgroup/unified/x", pid + "\n", "domain\n", "nr_descendants 0\n", fmt.Sprintf(pressure, 5), btrfs.Some(5 * time.Microsecond)},
+		{"the root of a container", "0::/\n", "fs/cgroup", pid + "\n", "domain\n", "nr_descendants 0\n", fmt.Sprintf(pressure, 5), btrfs.Some(5 * time.Microsecond)},
+		{"the root", "0::/\n", "fs/cgroup", pid + "\n", "", "nr_descendants 0\n", fmt.Sprintf(pressure, 5), btrfs.Opt[time.Duration]{}},
+		{"with others", "0::/x\n", "fs/cgroup/x", pid + "\n1\n", "domain\n", "nr_descendants 0\n", fmt.Sprintf(pressure, 5), btrfs.Opt[time.Duration]{}},
+		{"with others beneath", "0::/x\n", "fs/cgroup/x", pid + "\n", "domain\n", "nr_descendants 1\n", fmt.Sprintf(pressure, 5), btrfs.Opt[time.Duration]{}},
+		{"no pressure", "0::/x\n", "fs/cgroup/x", pid + "\n", "domain\n", "nr_descendants 0\n", "", btrfs.Opt[time.Duration]{}},
+		{"only the first hierarchy", "9:name=systemd:/x\n", "fs/cgroup/x", pid + "\n", "domain\n", "nr_descendants 0\n", fmt.Sprintf(pressure, 5), btrfs.Opt[time.Duration]{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			proc, sys := t.TempDir(), t.TempDir()
+			write(t, proc, "diskstats", diskstats)
+			write(t, proc, "pressure/io", fmt.Sprintf(pressure, 100))
+			write(t, proc, "self/cgroup", tt.membership)
+			for name, text := range map[string]string{"cgroup.procs": tt.members, "cgroup.type": tt.typ, "cgroup.stat": tt.stat, "io.pressure": tt.pressure} {
+				if text != "" {
+					write(t, sys, tt.mount+"/"+name, text)
+				}
+			}
+			var got Sample
+			if err := NewSampler(proc, sys, [][]string{{"sda"}}).Sample(&got); err != nil {
+				t.Fatal(err)
+			}
+			if got.OwnStalled != tt.want {
+				t.Errorf("own pressure is %v, want %v", got.OwnStalled, tt.want)
+			}
+		})
+	}
+}
+
 func TestSamplerReadsProcfs(t *testing.T) {
 	proc := t.TempDir()
 	write(t, proc, "diskstats", diskstats)
 	write(t, proc, "pressure/io", "some avg10=0.14 avg60=0.05 avg300=0.00 total=4214891\nfull avg10=0.00 avg60=0.01 avg300=0.00 total=3773986\n")
 	writeIO(t, proc, 11, 1000)
-	s := NewSampler(proc, [][]string{{"sda"}, {"sdb", "sda"}})
+	s := NewSampler(proc, t.TempDir(), [][]string{{"sda"}, {"sdb", "sda"}})
 	if err := s.AddThread(0, 11); err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +104,7 @@ func TestSamplerReadsProcfs(t *testing.T) {
 func TestSamplerKeepsWhatEndedThreadsRead(t *testing.T) {
 	proc := t.TempDir()
 	write(t, proc, "diskstats", diskstats)
-	s := NewSampler(proc, [][]string{{"sda"}})
+	s := NewSampler(proc, t.TempDir(), [][]string{{"sda"}})
 	var got Sample
 	own := func(want uint64, scrubbing bool) {
 		t.Helper()
@@ -106,7 +146,7 @@ func TestSamplerKeepsWhatEndedThreadsRead(t *testing.T) {
 
 func TestSamplerErrors(t *testing.T) {
 	proc := t.TempDir()
-	s := NewSampler(proc, [][]string{{"sda"}, {"sdz"}})
+	s := NewSampler(proc, t.TempDir(), [][]string{{"sda"}, {"sdz"}})
 	var got Sample
 	if err := s.Sample(&got); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no diskstats: %v", err)
@@ -128,7 +168,7 @@ func TestSamplerErrors(t *testing.T) {
 }
 
 func TestSamplerReadsThisSystem(t *testing.T) {
-	s := NewSampler("/proc", nil)
+	s := NewSampler("/proc", "/sys", nil)
 	var got Sample
 	if err := s.Sample(&got); err != nil {
 		t.Fatal(err)
@@ -139,7 +179,7 @@ func TestSamplerReadsThisSystem(t *testing.T) {
 }
 
 func BenchmarkSample(b *testing.B) {
-	s := NewSampler("/proc", [][]string{{}})
+	s := NewSampler("/proc", "/sys", [][]string{{}})
 	if err := s.AddThread(0, os.Getpid()); err != nil {
 		b.Skip(err)
 	}

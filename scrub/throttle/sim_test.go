@@ -106,6 +106,23 @@ type simScrub struct {
 	own            uint64
 	size           func() uint64 // of a read
 	sinceMeta      uint64
+	held           bool // the runner has cancelled the call
+	stalls         *simPSI
+	warm           bool // the trees are in memory
+}
+
+// letGo is after how long of giving way the runner cancels the calls that
+// scrub.
+const letGo = 3 * time.Second
+
+func (s *simScrub) hold(held bool, now time.Duration) {
+	switch {
+	case held:
+		s.next = never
+	case s.held:
+		s.next, s.inFlight, s.deadline = now, 0, 0
+	}
+	s.held = held
 }
 
 func (s *simScrub) act(now time.Duration) {
@@ -120,7 +137,11 @@ func (s *simScrub) act(now time.Duration) {
 		s.sinceMeta = 0
 		end := s.metaDisk.submit(now, s.offset+(1<<40), 16<<10, false)
 		s.own += 16 << 10
-		s.disk.stalls.wait(now, min(end, now+3*time.Millisecond)) // as measured: 1 to 4 %
+		if s.warm {
+			end = now
+		}
+		s.disk.stalls.wait(now, end)
+		s.stalls.wait(now, end)
 		s.next = end
 		return
 	}
@@ -168,6 +189,7 @@ type world struct {
 	disks  []*simDisk
 	scrubs []*simScrub
 	psi    simPSI
+	own    simPSI // of the scrub alone
 	rng    *rand.Rand
 	lat    []latency
 }
@@ -266,10 +288,20 @@ func (f during) act(now time.Duration, w *world) time.Duration {
 	return f.foreground.act(now, w)
 }
 
+// psiKind is what the kernel tells of who waits.
+type psiKind string
+
+const (
+	noPSI        psiKind = "none"
+	systemPSI    psiKind = "system"
+	ownCgroupPSI psiKind = "own cgroup"
+)
+
 type simulation struct {
 	seed        uint64
 	devices     int
-	psi         bool
+	psi         psiKind
+	warm        bool
 	length      time.Duration
 	scrub       bool
 	governed    bool
@@ -342,7 +374,7 @@ func (sim simulation) run() result {
 		if sim.size != nil {
 			size = func() uint64 { return sim.size(now, rng) }
 		}
-		s := &simScrub{disk: w.disks[i], metaDisk: w.disks[(i+1)%len(w.disks)], next: start, size: size}
+		s := &simScrub{disk: w.disks[i], metaDisk: w.disks[(i+1)%len(w.disks)], next: start, size: size, stalls: &w.own, warm: sim.warm}
 		if !sim.scrub {
 			s.next = never
 		}
@@ -359,6 +391,7 @@ func (sim simulation) run() result {
 	var sample Sample
 	tick := time.Duration(0)
 	was := false
+	var yieldedAt time.Duration
 	for now < sim.length {
 		// Who acts next?
 		now = tick
@@ -389,14 +422,26 @@ func (sim simulation) run() result {
 				own += v.OwnBytes
 				sample.Devices = append(sample.Devices, v)
 			}
-			if stalled := w.psi.at(now); sim.psi {
+			stalled, ownStalled := w.psi.at(now), w.own.at(now)
+			if sim.psi != noPSI {
 				sample.Stalled = btrfs.Some(stalled)
+			}
+			if sim.psi == ownCgroupPSI {
+				sample.OwnStalled = btrfs.Some(ownStalled)
 			}
 			m := mark{now: now, own: own}
 			if sim.governed {
 				d := c.Step(sample)
 				for i, l := range d.Limits {
 					w.scrubs[i].limit = l
+				}
+				if !d.Yielding || d.Limits[0] != Yield {
+					yieldedAt = now
+				}
+				if sim.scrub && now >= start {
+					for _, s := range w.scrubs {
+						s.hold(now-yieldedAt >= letGo, now)
+					}
 				}
 				m.yielding, m.reason = d.Yielding, d.Reason
 				if d.Yielding {

@@ -46,6 +46,10 @@ type Sample struct {
 	// Stalled is how long some task of the whole system waited for I/O, since
 	// boot ("some total" of /proc/pressure/io); unknown without PSI.
 	Stalled btrfs.Opt[time.Duration]
+	// OwnStalled is the part of it for which this process waited, as the kernel
+	// counts it for a cgroup; unknown where it has none for itself. While the
+	// trees of a scrub are not in memory it waits for a third of the time.
+	OwnStalled btrfs.Opt[time.Duration]
 	// Devices are always the same ones in the same order.
 	Devices []DeviceSample
 }
@@ -169,9 +173,10 @@ const (
 // are submitted and the disk's when they complete: it is right at the peaks.
 type point struct {
 	now     time.Duration
-	stalled time.Duration
+	stalled time.Duration // of others, where that is known
 	psi     bool
-	writes  float64 // of all devices
+	others  time.Duration // since when stalled is that of others only; never where it is not
+	writes  float64       // of all devices
 	written float64 // bytes
 	own     float64 // bytes of all devices
 	bytes   float64 // that others read on all devices, less ours in flight
@@ -222,13 +227,16 @@ type Controller struct {
 	// it is much stronger.
 	deafUntil, deafness time.Duration
 	wrong               evidence
-	at                  evidence      // of the current look
-	baseReads           []float64     // of each device when the look began
-	baseBytes           float64       // of all
-	drained             float64       // bytes of others when none of ours was in flight last
-	settled             bool          // none of our requests is in flight any more
-	floor               time.Duration // since when
-	suspectRatio        []float64     // ratio just before
+	// Likewise one that rests on PSI alone, which may tell of other disks.
+	stallDeaf    struct{ until, last time.Duration }
+	stallOnly    bool          // of the current look
+	at           evidence      // likewise
+	baseReads    []float64     // of each device when the look began
+	baseBytes    float64       // of all
+	drained      float64       // bytes of others when none of ours was in flight last
+	settled      bool          // none of our requests is in flight any more
+	floor        time.Duration // since when
+	suspectRatio []float64     // ratio just before
 }
 
 // evidence is how much of others' I/O there seems to be in a second.
@@ -239,6 +247,7 @@ type evidence struct {
 	stalled                float64
 	margin                 float64 // of reads, that may be ours
 	stalledBefore          float64 // one to three seconds ago
+	stallBegins            bool    // somebody waits since just now, and nobody did before
 	slowed                 bool    // we read less than before, though nothing limits us
 	psi                    bool
 	device                 int // where it is most
@@ -338,7 +347,7 @@ func (c *Controller) push(s Sample) {
 	devices := p.devices
 	if c.count == 0 {
 		clear(devices)
-		*p = point{now: s.Now, devices: devices}
+		*p = point{now: s.Now, others: math.MaxInt64, devices: devices}
 		c.last.Devices = append(c.last.Devices[:0], s.Devices...)
 	} else {
 		q := c.newest()
@@ -363,12 +372,23 @@ func (c *Controller) push(s Sample) {
 		now, ok := s.Stalled.Get()
 		before, ok2 := c.last.Stalled.Get()
 		p.psi = ok && ok2
-		if p.psi && now > before {
+		own, ok := s.OwnStalled.Get()
+		ownBefore, ok2 := c.last.OwnStalled.Get()
+		switch {
+		case !p.psi || !ok || !ok2:
+			p.others = math.MaxInt64
+		case q.others == math.MaxInt64:
+			p.others = s.Now
+		}
+		if p.psi {
 			p.stalled += now - before
+			if p.others != math.MaxInt64 {
+				p.stalled -= own - ownBefore
+			}
 		}
 		c.last.Devices = append(c.last.Devices[:0], s.Devices...)
 	}
-	c.last.Stalled, c.last.Now = s.Stalled, s.Now
+	c.last.Stalled, c.last.OwnStalled, c.last.Now = s.Stalled, s.OwnStalled, s.Now
 	c.next = (c.next + 1) % len(c.points)
 	c.count = min(c.count+1, len(c.points))
 }
@@ -482,6 +502,9 @@ func (c *Controller) evidence(floor time.Duration) evidence {
 		t := float64(p.now - q.now)
 		if e.psi && q.psi {
 			e.stalledBefore = float64(p.stalled-q.stalled) / t
+			r := c.ago(min(2, first))
+			e.stallBegins = q.others <= q.now && n.others <= n.now && e.stalledBefore <= 0.1 && t >= 0.5*float64(window) && n.now > r.now &&
+				float64(n.stalled-r.stalled) >= 0.5*float64(n.now-r.now)
 		}
 		r := c.ago(min(3, first))
 		if c.phase == running && !c.ramping && q.now >= c.since && n.now > r.now {
@@ -542,8 +565,15 @@ func (c *Controller) readers(e *evidence) bool {
 	return e.psi && e.stalled >= c.cfg.StalledShare && e.reads-margin >= confirm
 }
 
+// stallBegins reports whether PSI alone is reason enough to look: nobody waited
+// for any disk, and now somebody does most of the time. Counting reads beside
+// ours takes up to a second longer, in which a burst of reads would be over.
+func (c *Controller) stallBegins(e *evidence, now time.Duration) bool {
+	return e.stallBegins && now >= c.stallDeaf.until
+}
+
 func (c *Controller) suspicious(e *evidence, now time.Duration) bool {
-	if c.writer(e) {
+	if c.writer(e) || c.stallBegins(e, now) {
 		return true
 	}
 	if !c.readers(e) {
@@ -564,6 +594,7 @@ func (c *Controller) verified() bool {
 
 func (c *Controller) suspect(e *evidence, now time.Duration) {
 	c.at = *e
+	c.stallOnly = !c.writer(e) && !c.readers(e)
 	c.reason = c.describe(e)
 	c.before = c.rate
 	first, last := c.baseline(math.MinInt64)
@@ -607,6 +638,15 @@ func (c *Controller) look(active bool, now time.Duration) {
 				return
 			}
 		}
+	}
+	if c.stallOnly {
+		if now-c.stallDeaf.until > c.cfg.HoldMax {
+			c.stallDeaf.last = 0
+		}
+		c.stallDeaf.last = min(max(2*c.stallDeaf.last, minDeafness), c.cfg.HoldMax)
+		c.stallDeaf.until = now + c.stallDeaf.last
+		c.run(now, c.before)
+		return
 	}
 	copy(c.ratio, c.suspectRatio)
 	c.wrong = c.at
@@ -727,6 +767,8 @@ func (c *Controller) name(d int) string {
 
 func (c *Controller) describe(e *evidence) string {
 	switch {
+	case c.stallOnly && c.phase == running:
+		return fmt.Sprintf("somebody waits for a disk, %.0f %% of the time", 100*e.stalled)
 	case c.writer(e) || e.written > e.bytes && e.reads < c.cfg.Reads:
 		return fmt.Sprintf("writers on %s: %.1f MB/s", c.name(e.device), e.written/1e6)
 	case e.reads < c.cfg.Reads:

@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
-	"strings"
 	"testing"
 	"time"
 )
@@ -39,9 +38,9 @@ func TestForegroundIsNotFelt(t *testing.T) {
 			}
 		}},
 	} {
-		for _, psi := range []bool{true, false} {
+		for _, psi := range []psiKind{ownCgroupPSI, systemPSI, noPSI} {
 			for _, devices := range []int{1, 3} {
-				t.Run(fmt.Sprintf("%s/psi=%t/devices=%d", tt.name, psi, devices), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s/psi=%s/devices=%d", tt.name, psi, devices), func(t *testing.T) {
 					t.Parallel()
 					with := func() []foreground { return append(tt.fg(), commits{}) }
 					s := simulation{devices: devices, psi: psi, length: length, foregrounds: with, seed: seed()}
@@ -77,15 +76,21 @@ func TestForegroundIsNotFelt(t *testing.T) {
 					if x := p(&got, .99, 0); x > 2 && (tt.name != "bursts" || slow > 16) {
 						t.Errorf("p99 is %.2f times idle, want at most 2; %d of %d were slow", x, slow, len(got.lat))
 					}
-					want := 1.25
-					if strings.HasPrefix(tt.name, "film") {
-						want = 1.6 // each second it meets the read of the soft pause
+					// Of large reads there are so few that which of them meet a commit
+					// matters: idle is the worse of two of its p99.
+					settled := begin + 20*time.Second
+					p99 := max(idle.percentile(.99, 0), idle.percentile(.99, settled))
+					if x := float64(got.percentile(.99, settled)) / float64(p99); x > 1.25 {
+						t.Errorf("p99 once yielded is %.2f times idle, want at most 1.25", x)
 					}
-					if x := p(&got, .99, begin+20*time.Second); x > want {
-						t.Errorf("p99 once yielded is %.2f times idle, want at most %.2f", x, want)
+					// Without a cgroup of its own the waits of a scrub with cold
+					// trees look like those of others.
+					want := .9
+					if psi != ownCgroupPSI {
+						want = .85
 					}
-					if x := got.ownBetween(0, begin) / full.ownBetween(0, begin); x < 0.9 {
-						t.Errorf("%.0f %% of full speed in the quiet before", 100*x)
+					if x := got.ownBetween(0, begin) / full.ownBetween(0, begin); x < want {
+						t.Errorf("%.0f %% of full speed in the quiet before, want %.0f %%", 100*x, 100*want)
 					}
 					resumed := time.Duration(0)
 					for _, m := range got.marks {
@@ -112,7 +117,7 @@ func TestIdlePoolLosesLittle(t *testing.T) {
 		}
 		return ownRead
 	}
-	for _, psi := range []bool{true, false} {
+	for _, psi := range []psiKind{ownCgroupPSI, systemPSI, noPSI} {
 		for _, tt := range []struct {
 			name string
 			fg   foreground
@@ -124,7 +129,7 @@ func TestIdlePoolLosesLittle(t *testing.T) {
 			{"sparse extents", commits{}, sparse, .75},
 		} {
 			for _, devices := range []int{1, 2, 6} {
-				t.Run(fmt.Sprintf("%s/psi=%t/devices=%d", tt.name, psi, devices), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s/psi=%s/devices=%d", tt.name, psi, devices), func(t *testing.T) {
 					t.Parallel()
 					s := simulation{devices: devices, psi: psi, length: length, scrub: true, size: tt.size, seed: seed()}
 					s.foregrounds = func() []foreground { return []foreground{tt.fg} }
@@ -146,6 +151,9 @@ func TestIdlePoolLosesLittle(t *testing.T) {
 					if devices > 1 {
 						want = min(want, .90)
 					}
+					if psi != ownCgroupPSI {
+						want = min(want, .85)
+					}
 					if share < want {
 						t.Errorf("%.1f %% of full speed, want %.0f %%", 100*share, 100*want)
 					}
@@ -156,7 +164,7 @@ func TestIdlePoolLosesLittle(t *testing.T) {
 }
 
 func TestUrgencyKeepsTheFloor(t *testing.T) {
-	s := simulation{psi: true, length: 60 * time.Second, scrub: true, governed: true, urgency: 20e6}
+	s := simulation{psi: systemPSI, length: 60 * time.Second, scrub: true, governed: true, urgency: 20e6}
 	s.foregrounds = func() []foreground { return []foreground{randomReader{30}} }
 	got := s.run()
 	if rate := float64(got.scrubed) / 59.5; rate < 18e6 || rate > 30e6 {
