@@ -177,9 +177,9 @@ type point struct {
 	psi     bool
 	others  time.Duration // since when stalled is that of others only; never where it is not
 	writes  float64       // of all devices
-	written float64 // bytes
-	own     float64 // bytes of all devices
-	bytes   float64 // that others read on all devices, less ours in flight
+	written float64       // bytes
+	own     float64       // bytes of all devices
+	bytes   float64       // that others read on all devices, less ours in flight
 	devices []devicePoint
 }
 
@@ -250,7 +250,8 @@ type evidence struct {
 	stallBegins            bool    // somebody waits since just now, and nobody did before
 	slowed                 bool    // we read less than before, though nothing limits us
 	psi                    bool
-	device                 int // where it is most
+	others                 bool // stalled is that of others only
+	device                 int  // where it is most
 }
 
 // New returns a controller for one pool.
@@ -491,6 +492,7 @@ func (c *Controller) evidence(floor time.Duration) evidence {
 
 	// One long wait in a step is as telling as several over more.
 	if e.psi = n.psi; e.psi {
+		e.others = n.others <= c.ago(min(5, c.count-1)).now
 		for _, steps := range []int{2, 5} {
 			q := c.ago(min(steps, c.count-1))
 			if t := n.now - q.now; t > 0 {
@@ -556,7 +558,7 @@ func (c *Controller) readers(e *evidence) bool {
 	confirm, margin := c.cfg.Reads, e.margin/2
 	if e.writes >= 10 {
 		confirm *= 2 // it may be the writes, of a commit, that are waited for
-	} else if e.slowed && e.reads-margin >= confirm {
+	} else if e.slowed && e.reads-margin >= confirm && (!e.others || e.stalled >= c.cfg.StalledShare/2) {
 		return true
 	}
 	if e.psi && e.stalled-e.stalledBefore >= 0.4 {
