@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -112,7 +113,9 @@ func TestDamagedStateIsSetAsideAndItsJobEnds(t *testing.T) {
 	}
 }
 
-func TestStateStaysSmall(t *testing.T) {
+// largeState is of 30 devices, with as many marks, and as much damage where
+// there is any, as is kept.
+func largeState(damaged bool) checkpoint {
 	cp := checkpoint{Version: checkpointVersion, Pool: testPool, State: Running, Options: Options{Mode: Auto}}
 	cp.History.Devices = make(map[string]deviceHistory)
 	for i := range 30 {
@@ -124,6 +127,9 @@ func TestStateStaysSmall(t *testing.T) {
 		cp.History.Devices[d.UUID.String()] = deviceHistory{Marks: d.Marks}
 	}
 	for i := range uint64(100_000) {
+		if !damaged {
+			break
+		}
 		addTo := Damage{Errors: []DamagedBlock{{
 			Device: "sda", DevID: i % 30, Physical: i << 12, Logical: i << 12,
 			Files: []DamagedFile{{Path: "a/path/of/some/length/in/a/pool/file", Subvolume: "@home", Offset: i}},
@@ -138,12 +144,53 @@ func TestStateStaysSmall(t *testing.T) {
 		addDamage(&sum, &addTo)
 		cp.Damage = &sum
 	}
+	return cp
+}
+
+func TestStateStaysSmall(t *testing.T) {
+	cp := largeState(true)
 	text, err := json.Marshal(&cp)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(text) > 1<<20 || !cp.Damage.Truncated {
 		t.Errorf("the state of 30 devices with as much damage as is kept has %d bytes, truncated %v", len(text), cp.Damage.Truncated)
+	}
+}
+
+// BenchmarkCheckpoint saves the state of a scrub, durably, in the directory for
+// temporary files, and sets that beside the time in which the devices, side by
+// side, read the batches that each get a checkpoint: with disks of 150 MB/s,
+// and with 3 GB/s each.
+func BenchmarkCheckpoint(b *testing.B) {
+	for _, bb := range []struct {
+		name    string
+		devices int
+		damaged bool
+	}{{"2 devices", 2, false}, {"30 devices", 30, false}, {"30 devices, damaged", 30, true}} {
+		b.Run(bb.name, func(b *testing.B) {
+			r, _, err := newTestRunner(b, b.TempDir())
+			if err != nil {
+				b.Fatal(err)
+			}
+			p := r.newPool(testPool)
+			p.cp = largeState(bb.damaged)
+			p.cp.Devices = p.cp.Devices[:bb.devices]
+			for b.Loop() {
+				var wait sync.WaitGroup
+				for range bb.devices { // the worst: all at once
+					wait.Go(func() {
+						if err := p.save(); err != nil {
+							b.Error(err)
+						}
+					})
+				}
+				wait.Wait()
+			}
+			each := b.Elapsed().Seconds() / float64(b.N)
+			b.ReportMetric(100*each/(DefaultBatchBytes/150e6), "%-of-150MB/s")
+			b.ReportMetric(100*each/(DefaultBatchBytes/3e9), "%-of-3GB/s")
+		})
 	}
 }
 

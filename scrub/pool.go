@@ -30,7 +30,8 @@ type pool struct {
 	runner *Runner
 	uuid   btrfs.UUID
 
-	saving sync.Mutex // one save at a time, in order
+	saving   sync.Mutex // one save at a time, in order
+	nextSave *groupSave // of mu; one that waits for saving
 
 	mu      sync.Mutex
 	cp      checkpoint
@@ -84,15 +85,36 @@ func (p *pool) save() error {
 	if p.runner.state == nil {
 		return nil
 	}
+	p.mu.Lock()
+	g, first := p.nextSave, p.nextSave == nil
+	if first {
+		g = &groupSave{done: make(chan struct{})}
+		p.nextSave = g
+	}
+	p.mu.Unlock()
+	if !first {
+		<-g.done
+		return g.err
+	}
+	defer close(g.done)
 	p.saving.Lock()
 	defer p.saving.Unlock()
 	p.mu.Lock()
+	p.nextSave = nil // who comes from here on may have changed more
 	if a := p.pass; a != nil {
 		p.cp.Active = a.before + p.runner.now().Sub(a.began)
 	}
 	cp := p.cp.clone()
 	p.mu.Unlock()
-	return p.runner.state.SaveJSON(checkpointName(p.uuid), &cp)
+	g.err = p.runner.state.SaveJSON(checkpointName(p.uuid), &cp)
+	return g.err
+}
+
+// groupSave is a save that waits for the one before it, and that serves all
+// who ask for one meanwhile: with many fast devices they would queue.
+type groupSave struct {
+	done chan struct{}
+	err  error
 }
 
 func (p *pool) saveOrLog() {
