@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -442,9 +443,17 @@ const (
 	statusFileInterval = 5 * time.Second
 )
 
+// nextSteer is how long to wait for the next sample. It varies: the kernel's
+// scrub waits for all of its requests every 8 MiB, and at a steady pace of both
+// each sample could find the same number of them in flight, and a sudden other
+// one would look like reads of others.
+func nextSteer() time.Duration {
+	return time.Duration((0.7 + 0.6*rand.Float64()) * float64(steerInterval))
+}
+
 // watch looks after a pass until its workers have ended or it is to end.
 func (p *pool) watch(ctx context.Context, a *pass, g *governor) {
-	steer := time.NewTicker(steerInterval)
+	steer := time.NewTimer(nextSteer())
 	defer steer.Stop()
 	progress := time.NewTicker(progressInterval)
 	defer progress.Stop()
@@ -468,6 +477,7 @@ func (p *pool) watch(ctx context.Context, a *pass, g *governor) {
 			}
 		case <-steer.C:
 			p.steer(a, g)
+			steer.Reset(nextSteer())
 		case <-progress.C:
 			if reason := p.runner.heldBack(p.runner.now()); reason != "" {
 				p.mu.Lock()
