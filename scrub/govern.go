@@ -143,7 +143,7 @@ func (m *latencyMeter) measure(s *throttle.Sample, alone bool) btrfs.Opt[time.Du
 			return m.last
 		}
 		if n := reads - min(reads, m.reads); n > 0 {
-			m.last = btrfs.Some((took - m.took) / time.Duration(n))
+			m.last = btrfs.Some(max(took-m.took, 0) / time.Duration(n)) // a replaced disk counts anew
 		}
 	}
 	m.since, m.reads, m.took = s.Now, reads, took

@@ -324,12 +324,17 @@ func (p *pool) limit(bytesPerSecond ...uint64) {
 }
 
 func (p *pool) limitFailed(err error) {
+	p.warnOnce(&p.limitFault, "the speed of the scrub cannot be set, so it is not throttled", err)
+}
+
+// warnOnce logs a fault that each pass meets often; warned is of mu.
+func (p *pool) warnOnce(warned *bool, msg string, err error) {
 	p.mu.Lock()
-	first := !p.limitFault
-	p.limitFault = true
+	first := !*warned
+	*warned = true
 	p.mu.Unlock()
 	if first {
-		level.Warn(p.runner.logger).Log("msg", "the speed of the scrub cannot be set, so it is not throttled", "pool", p.uuid, "err", err)
+		level.Warn(p.runner.logger).Log("msg", msg, "pool", p.uuid, "err", err)
 	}
 }
 

@@ -146,13 +146,7 @@ func (p *pool) serveStatus() (stop func(), err error) {
 }
 
 func (p *pool) fileFailed(err error) {
-	p.mu.Lock()
-	first := !p.fileFault
-	p.fileFault = true
-	p.mu.Unlock()
-	if first {
-		level.Warn(p.runner.logger).Log("msg", "`btrfs scrub status` will not show this scrub", "pool", p.uuid, "err", err)
-	}
+	p.warnOnce(&p.fileFault, "`btrfs scrub status` will not show this scrub", err)
 }
 
 // progsStatus is the scrub as btrfs-progs keeps it; nil where there is none of

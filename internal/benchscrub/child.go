@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -18,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-governor/btrfs-governor/scrub/throttle"
 )
 
 // childPatience is how long a child that was told to end may take.
@@ -57,7 +58,10 @@ func startChild(role string, nice int, config any, log io.Writer) (*child, error
 	}
 	cmd.Stdout = stdout
 	c.answers = json.NewDecoder(answers)
-	cgroup := newCgroup(role)
+	cgroup, err := newCgroup(role)
+	if err != nil {
+		fmt.Fprintf(log, "%s shares its cgroup, and sees bursts later than a service would: %v\n", role, err)
+	}
 	if err := startBound(cmd, nice, cgroup, func(err error) {
 		c.err = err
 		cgroup.remove()
@@ -176,35 +180,22 @@ func (c *child) stop() error {
 // cgroup is one that a child has for itself, as a service of systemd has.
 type cgroup struct{ dir *os.File }
 
-// newCgroup makes one beneath that of this process; nil where that cannot be
-// done, and the child then shares this one.
-func newCgroup(name string) *cgroup {
-	membership, err := os.ReadFile("/proc/self/cgroup")
+// newCgroup makes one beneath that of this process.
+func newCgroup(name string) (*cgroup, error) {
+	parent := throttle.Cgroup("/proc", "/sys")
+	if parent == "" {
+		return nil, errors.New("this process has none")
+	}
+	dir, err := os.MkdirTemp(parent, "benchscrub"+name+"-")
 	if err != nil {
-		return nil
+		return nil, err
 	}
-	_, path, ok := strings.Cut("\n"+string(membership), "\n0::")
-	if !ok {
-		return nil
+	f, err := os.Open(dir)
+	if err != nil {
+		_ = os.Remove(dir)
+		return nil, err
 	}
-	path, _, _ = strings.Cut(path, "\n")
-	for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
-		parent := filepath.Join(root, path)
-		if _, err := os.Stat(filepath.Join(parent, "cgroup.stat")); err != nil {
-			continue
-		}
-		dir, err := os.MkdirTemp(parent, "benchscrub"+name+"-")
-		if err != nil {
-			continue
-		}
-		f, err := os.Open(dir)
-		if err != nil {
-			_ = os.Remove(dir)
-			return nil
-		}
-		return &cgroup{f}
-	}
-	return nil
+	return &cgroup{f}, nil
 }
 
 func (c *cgroup) remove() {

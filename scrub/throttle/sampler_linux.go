@@ -313,10 +313,20 @@ func (s *Sampler) ownPressure() btrfs.Opt[time.Duration] {
 	return btrfs.Some(total)
 }
 
-// ownCgroup returns the directory of this process's cgroup in the second
-// hierarchy (Documentation/admin-guide/cgroup-v2.rst), "" where there is none,
-// and where it is the root, which counts everybody.
+// ownCgroup returns the cgroup of this process, "" where there is none and where
+// it is the root, which counts everybody and has no type.
 func ownCgroup(proc, sys string) string {
+	dir := Cgroup(proc, sys)
+	if _, err := os.Stat(dir + "/cgroup.type"); err != nil {
+		return ""
+	}
+	return dir
+}
+
+// Cgroup returns the directory of this process's cgroup in the second hierarchy
+// (Documentation/admin-guide/cgroup-v2.rst), "" where there is none. proc and
+// sys are where procfs and sysfs are mounted.
+func Cgroup(proc, sys string) string {
 	membership, err := os.ReadFile(proc + "/self/cgroup")
 	if err != nil {
 		return ""
@@ -330,7 +340,7 @@ func ownCgroup(proc, sys string) string {
 	// reading that can hang with any disk.
 	for _, root := range []string{"/fs/cgroup", "/fs/cgroup/unified"} {
 		dir := filepath.Join(sys, root, path)
-		if _, err := os.Stat(dir + "/cgroup.type"); err == nil { // the root has none
+		if _, err := os.Stat(dir + "/cgroup.stat"); err == nil {
 			return dir
 		}
 	}

@@ -225,10 +225,10 @@ type Controller struct {
 	hadResumed bool
 	// A suspicion that was wrong is not followed again for a while, unless
 	// it is much stronger.
-	deafUntil, deafness time.Duration
-	wrong               evidence
+	deaf  deafness
+	wrong evidence
 	// Likewise one that rests on PSI alone, which may tell of other disks.
-	stallDeaf    struct{ until, last time.Duration }
+	stallDeaf    deafness
 	stallOnly    bool          // of the current look
 	at           evidence      // likewise
 	baseReads    []float64     // of each device when the look began
@@ -581,7 +581,7 @@ func (c *Controller) suspicious(e *evidence, now time.Duration) bool {
 	if !c.readers(e) {
 		return false
 	}
-	if now < c.deafUntil {
+	if now < c.deaf.until {
 		w := &c.wrong
 		return e.reads >= 3*w.reads+c.cfg.ReadsAlone || e.devBytes >= 3*w.devBytes+c.cfg.ReadBytes
 	}
@@ -591,7 +591,7 @@ func (c *Controller) suspicious(e *evidence, now time.Duration) bool {
 // verified reports whether we have just looked and found that what seemed to
 // be others' reads was ours.
 func (c *Controller) verified() bool {
-	return c.newest().now < c.deafUntil && c.phase == running && c.newest().now-c.since < 2500*time.Millisecond
+	return c.newest().now < c.deaf.until && c.phase == running && c.newest().now-c.since < 2500*time.Millisecond
 }
 
 func (c *Controller) suspect(e *evidence, now time.Duration) {
@@ -615,6 +615,19 @@ func (c *Controller) suspect(e *evidence, now time.Duration) {
 	if c.writer(e) {
 		c.confirmed(now)
 	}
+}
+
+// deafness is how long suspicions of a kind are not followed.
+type deafness struct{ until, length time.Duration }
+
+// mistaken says that one was wrong. The next ones count less, the more there
+// were.
+func (d *deafness) mistaken(now, most time.Duration) {
+	if now-d.until > most {
+		d.length = 0 // the last mistake is long ago
+	}
+	d.length = min(max(2*d.length, minDeafness), most)
+	d.until = now + d.length
 }
 
 // look checks a suspicion while the scrub is out of the way.
@@ -642,21 +655,13 @@ func (c *Controller) look(active bool, now time.Duration) {
 		}
 	}
 	if c.stallOnly {
-		if now-c.stallDeaf.until > c.cfg.HoldMax {
-			c.stallDeaf.last = 0
-		}
-		c.stallDeaf.last = min(max(2*c.stallDeaf.last, minDeafness), c.cfg.HoldMax)
-		c.stallDeaf.until = now + c.stallDeaf.last
+		c.stallDeaf.mistaken(now, c.cfg.HoldMax)
 		c.run(now, c.before)
 		return
 	}
 	copy(c.ratio, c.suspectRatio)
 	c.wrong = c.at
-	if now-c.deafUntil > c.cfg.HoldMax {
-		c.deafness = 0 // the last mistake is long ago
-	}
-	c.deafness = min(max(2*c.deafness, minDeafness), c.cfg.HoldMax)
-	c.deafUntil = now + c.deafness
+	c.deaf.mistaken(now, c.cfg.HoldMax)
 	c.run(now, c.before)
 }
 
@@ -677,7 +682,7 @@ func (c *Controller) confirmed(seen time.Duration) {
 		}
 		c.hold = min(max(c.hold, c.cfg.HoldMin), c.cfg.HoldMax)
 	}
-	c.deafness = 0
+	c.deaf.length = 0
 	c.lastActive = seen
 	c.phase = holding // since stays: our requests settle from there
 }
