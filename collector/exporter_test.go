@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -320,6 +321,32 @@ func (s *hangingMounts) setHang(hang chan struct{}) {
 	s.hang = hang
 }
 
+// bubbleGoroutines returns how many goroutines there are in the synctest bubble
+// of the caller. All those of the process are no measure: the runtime's own,
+// which run finalizers and cleanups, come and go as the garbage collector
+// likes.
+func bubbleGoroutines(t *testing.T) int {
+	t.Helper()
+	bubble := regexp.MustCompile(`(?m)^goroutine \d+ .*(, synctest bubble \d+)\b.*:$`)
+	self := make([]byte, 64<<10)
+	m := bubble.FindSubmatch(self[:runtime.Stack(self, false)])
+	if m == nil {
+		t.Fatal("the trace of a goroutine does not name its synctest bubble")
+	}
+	all := make([]byte, 4<<20)
+	n := runtime.Stack(all, true)
+	if n == len(all) {
+		t.Fatal("the traces of all goroutines were cut off")
+	}
+	count := 0
+	for _, other := range bubble.FindAllSubmatch(all[:n], -1) {
+		if bytes.Equal(other[1], m[1]) {
+			count++
+		}
+	}
+	return count
+}
+
 func TestHungMountTableCostsNoPool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hangingMounts{fakeSource: newFakeSource()}
@@ -328,7 +355,7 @@ func TestHungMountTableCostsNoPool(t *testing.T) {
 		s := scrape(t, e)
 		s.checkComplete(t, pool)
 
-		goroutines := runtime.NumGoroutine()
+		goroutines := bubbleGoroutines(t)
 		hang := make(chan struct{})
 		source.setHang(hang)
 		for range 50 {
@@ -341,7 +368,7 @@ func TestHungMountTableCostsNoPool(t *testing.T) {
 			}
 		}
 		synctest.Wait()
-		if now := runtime.NumGoroutine(); now > goroutines+1 {
+		if now := bubbleGoroutines(t); now > goroutines+1 {
 			t.Errorf("%d goroutines after 50 scrapes, %d before", now, goroutines)
 		}
 		source.setHang(nil)
@@ -367,7 +394,7 @@ func TestHungPoolCostsItsSeriesOnly(t *testing.T) {
 			s.checkComplete(t, u)
 		}
 
-		goroutines := runtime.NumGoroutine()
+		goroutines := bubbleGoroutines(t)
 		disk.hang()
 		if d := took(func() { s = scrape(t, e) }); d != timeout {
 			t.Errorf("the first scrape took %s, want the deadline of %s", d, timeout)
@@ -385,7 +412,7 @@ func TestHungPoolCostsItsSeriesOnly(t *testing.T) {
 		s.checkComplete(t, first)
 		s.checkComplete(t, last)
 		synctest.Wait()
-		if now := runtime.NumGoroutine(); now > goroutines+1 {
+		if now := bubbleGoroutines(t); now > goroutines+1 {
 			t.Errorf("%d goroutines after 51 scrapes of a pool that hangs, %d before", now, goroutines)
 		}
 		if n := source.readings(hung); n != 2 {
@@ -394,7 +421,7 @@ func TestHungPoolCostsItsSeriesOnly(t *testing.T) {
 
 		disk.release()
 		synctest.Wait()
-		if now := runtime.NumGoroutine(); now > goroutines {
+		if now := bubbleGoroutines(t); now > goroutines {
 			t.Errorf("%d goroutines after the disk was released, %d before", now, goroutines)
 		}
 		if d := took(func() { s = scrape(t, e) }); d != 0 {
@@ -474,7 +501,7 @@ func TestScrapesAtOnceShareReadings(t *testing.T) {
 		hung, disk := source.onDisk(t, 2)
 		disk.hang()
 		e := newExporter(t, source)
-		goroutines := runtime.NumGoroutine()
+		goroutines := bubbleGoroutines(t)
 		var wg sync.WaitGroup
 		for i := range 100 {
 			wg.Go(func() {
@@ -496,7 +523,7 @@ func TestScrapesAtOnceShareReadings(t *testing.T) {
 			t.Errorf("the pool that hangs was read %d times, want once", n)
 		}
 		synctest.Wait()
-		if now := runtime.NumGoroutine(); now > goroutines+1 {
+		if now := bubbleGoroutines(t); now > goroutines+1 {
 			t.Errorf("%d goroutines after 100 scrapes, %d before", now, goroutines)
 		}
 		disk.release()
@@ -509,7 +536,7 @@ func TestPoolThatIsUnmountedWhileItHangsIsKnownWhenItComesBack(t *testing.T) {
 		u, disk := source.onDisk(t, 1)
 		disk.hang()
 		e := newExporter(t, source)
-		goroutines := runtime.NumGoroutine()
+		goroutines := bubbleGoroutines(t)
 		scrape(t, e).checkFailed(t, u)
 		restore := source.unmount(u)
 		scrape(t, e).checkAbsent(t, u)
@@ -518,7 +545,7 @@ func TestPoolThatIsUnmountedWhileItHangsIsKnownWhenItComesBack(t *testing.T) {
 			t.Errorf("the scrape took %s: it waited again", d)
 		}
 		synctest.Wait()
-		if now := runtime.NumGoroutine(); now > goroutines+1 {
+		if now := bubbleGoroutines(t); now > goroutines+1 {
 			t.Errorf("%d goroutines, %d before", now, goroutines)
 		}
 		source.unmount(u)
