@@ -52,7 +52,7 @@ func main() {
 	}
 	var o options
 	flag.IntVar(&o.Repeat, "repeat", 1, "how often everything is measured")
-	flag.IntVar(&o.Seconds, "seconds", 20, "length of each measurement with a foreground, in seconds; the film and the bursts, of few requests, run twice as long")
+	flag.IntVar(&o.Seconds, "seconds", 60, "length of each measurement with a foreground, in seconds; the film and the bursts, of few requests, run twice as long")
 	flag.StringVar(&o.Only, "only", "", "measure only these, separated by commas: "+strings.Join(partNames(), ", "))
 	flag.StringVar(&o.Scrubs, "scrubs", "", "measure only with these, separated by commas: "+strings.Join(scrubNames(), ", "))
 	flag.IntVar(&o.DataMiB, "data", 3072, "data on each disk, in MiB")
