@@ -17,10 +17,9 @@ import (
 // A Filesystem is for one goroutine at a time. Each of its calls may block
 // for as long as a disk hangs, where the kernel has to read metadata for it.
 type Filesystem struct {
-	fd     int
-	path   string
-	info   fsInfoArgs
-	search *searchBuffer
+	fd   int
+	path string
+	info fsInfoArgs
 }
 
 // ErrNotBtrfs is returned by OpenFilesystem for a path on another filesystem.
@@ -48,10 +47,6 @@ func OpenFilesystem(path string) (*Filesystem, error) {
 
 // Close releases the mount.
 func (f *Filesystem) Close() error {
-	if f.search != nil {
-		searchBuffers.Put(f.search)
-		f.search = nil
-	}
 	if err := unix.Close(f.fd); err != nil {
 		return fmt.Errorf("close %s: %w", f.path, err)
 	}
@@ -198,6 +193,9 @@ type treeRange struct {
 	minObject, maxObject  uint64
 	minType, maxType      uint32
 	minOffset, minTransID uint64
+	// most is how many items one call of the kernel may answer; 0 is as many as
+	// fit. Who wants the first alone saves the copying of the others.
+	most uint32
 }
 
 type treeItem struct {
@@ -210,10 +208,9 @@ type treeItem struct {
 // returns everything between the two keys, other item types included, and fn
 // has to filter. Needs CAP_SYS_ADMIN.
 func (f *Filesystem) walkTree(r treeRange, fn func(*treeItem) error) error {
-	if f.search == nil {
-		f.search = searchBuffers.Get().(*searchBuffer)
-	}
-	args := &f.search.args
+	search := searchBuffers.Get().(*searchBuffer)
+	defer searchBuffers.Put(search)
+	args := &search.args
 	args.key = searchKey{
 		treeID:      r.tree,
 		minObjectID: r.minObject, maxObjectID: r.maxObject,
@@ -223,8 +220,11 @@ func (f *Filesystem) walkTree(r treeRange, fn func(*treeItem) error) error {
 	}
 	for {
 		args.key.items = math.MaxUint32
+		if r.most > 0 {
+			args.key.items = r.most
+		}
 		args.bufferSize = searchBufferSize
-		if err := f.ioctl(ioctlTreeSearchV2, unsafe.Pointer(f.search)); err != nil {
+		if err := f.ioctl(ioctlTreeSearchV2, unsafe.Pointer(search)); err != nil {
 			return fmt.Errorf("BTRFS_IOC_TREE_SEARCH_V2 of tree %d: %w", r.tree, err)
 		}
 		if args.key.items == 0 {
@@ -232,7 +232,7 @@ func (f *Filesystem) walkTree(r treeRange, fn func(*treeItem) error) error {
 		}
 		var (
 			item treeItem
-			rest = f.search.answer[:]
+			rest = search.answer[:]
 		)
 		for range args.key.items {
 			if len(rest) < searchHeaderSize {
@@ -410,8 +410,12 @@ func (f *Filesystem) WalkDeviceExtents(fn func(DeviceExtent) error) error {
 }
 
 func (f *Filesystem) ioctl(request uint32, arg unsafe.Pointer) error {
+	return ioctlOn(f.fd, request, arg)
+}
+
+func ioctlOn(fd int, request uint32, arg unsafe.Pointer) error {
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(f.fd), uintptr(request), uintptr(arg))
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), uintptr(request), uintptr(arg))
 		if errno == 0 {
 			return nil
 		}

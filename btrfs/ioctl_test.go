@@ -23,6 +23,10 @@ func TestIoctlNumbersAndSizes(t *testing.T) {
 		{"BTRFS_IOC_SCRUB_PROGRESS", ioctlScrubProgress, 0xc400941d},
 		{"BTRFS_IOC_INO_LOOKUP", ioctlInoLookup, 0xd0009412},
 		{"BTRFS_IOC_LOGICAL_INO_V2", ioctlLogicalInoV2, 0xc038943b},
+		{"BTRFS_IOC_SNAP_CREATE_V2", ioctlSnapCreateV2, 0x50009417},
+		{"BTRFS_IOC_SNAP_DESTROY_V2", ioctlSnapDestroyV2, 0x5000943f},
+		{"BTRFS_IOC_START_SYNC", ioctlStartSync, 0x80089418},
+		{"BTRFS_IOC_WAIT_SYNC", ioctlWaitSync, 0x40089416},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%s is %#x, want %#x", tt.name, tt.got, tt.want)
@@ -45,6 +49,7 @@ func TestIoctlNumbersAndSizes(t *testing.T) {
 		{"btrfs_ioctl_scrub_args", unsafe.Sizeof(scrubArgs{}), 1024},
 		{"btrfs_ioctl_ino_lookup_args", unsafe.Sizeof(inoLookupArgs{}), 4096},
 		{"btrfs_ioctl_logical_ino_args", unsafe.Sizeof(logicalInoArgs{}), 56},
+		{"btrfs_ioctl_vol_args_v2", unsafe.Sizeof(volumeArgsV2{}), 4096},
 		{"btrfs_data_container with its room", unsafe.Sizeof(dataContainer{}), logicalInoBufferSize},
 	} {
 		if tt.got != tt.want {
@@ -55,6 +60,8 @@ func TestIoctlNumbersAndSizes(t *testing.T) {
 		name      string
 		got, want uintptr
 	}{
+		{"vol_args_v2.flags", unsafe.Offsetof(volumeArgsV2{}.flags), 16},
+		{"vol_args_v2.name", unsafe.Offsetof(volumeArgsV2{}.name), 56},
 		{"fs_info.max_id", unsafe.Offsetof(fsInfoArgs{}.maxID), 0},
 		{"fs_info.num_devices", unsafe.Offsetof(fsInfoArgs{}.numDevices), 8},
 		{"fs_info.fsid", unsafe.Offsetof(fsInfoArgs{}.fsid), 16},
