@@ -79,7 +79,7 @@ type Store struct {
 // ErrNotFound is returned for a job that there is not.
 var ErrNotFound = errors.New("there is no such job")
 
-// Open reads the history. It keeps at most limit ended jobs. With an error of
+// Open reads the history. It keeps at most limit ended jobs of each kind. With an error of
 // kind state.ErrDamaged the store is good, and empty. Jobs that had not ended
 // stay as they were: whoever runs them takes them up again or ends them.
 func Open(dir *state.Dir, limit int) (*Store, error) {
@@ -150,6 +150,19 @@ func (s *Store) Update(id string, change func(*Job)) (Job, error) {
 	return j, s.save()
 }
 
+// Begin says that a job runs. That is not kept: after a crash it is one that has
+// not ended, whether it waited or ran.
+func (s *Store) Begin(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.jobs {
+		if s.jobs[i].ID == id {
+			s.jobs[i].State = Running
+			s.publish("job", s.jobs[i])
+		}
+	}
+}
+
 // Get returns a job.
 func (s *Store) Get(id string) (Job, error) {
 	s.mu.Lock()
@@ -213,14 +226,15 @@ func (s *Store) Subscribe() (events <-chan Event, stop func()) {
 	}
 }
 
-// forget drops the oldest ended jobs over the limit.
+// forget drops the oldest ended jobs over the limit of their kind: those of each
+// hour must not push out the result of the scrub of a month.
 func (s *Store) forget() {
-	ended := 0
+	ended := make(map[string]int)
 	for i := len(s.jobs) - 1; i >= 0; i-- {
 		if !s.jobs[i].State.Ended() {
 			continue
 		}
-		if ended++; ended > s.limit {
+		if ended[s.jobs[i].Kind]++; ended[s.jobs[i].Kind] > s.limit {
 			s.jobs = slices.Delete(s.jobs, i, i+1)
 		}
 	}

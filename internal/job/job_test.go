@@ -62,6 +62,25 @@ func TestHistorySurvivesARestart(t *testing.T) {
 	}
 }
 
+func TestJobThatBeganIsNoJobThatEnded(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, 10)
+	j := create(t, s)
+	events, stop := s.Subscribe()
+	defer stop()
+	s.Begin(j.ID)
+	s.Begin("scrub-0") // which there is not
+	if got, err := s.Get(j.ID); err != nil || got.State != Running {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if e, ok := (<-events).Data.(Job); !ok || e.State != Running || len(events) > 0 {
+		t.Errorf("the event is %+v, and %d more", e, len(events))
+	}
+	if got, err := open(t, dir, 10).Get(j.ID); err != nil || got.State.Ended() {
+		t.Errorf("after a restart: %+v, %v", got, err)
+	}
+}
+
 func TestOnlyTheNewestEndedJobsAreKept(t *testing.T) {
 	s := open(t, t.TempDir(), 3)
 	running := create(t, s)

@@ -40,21 +40,31 @@ func (d *Dir) WriteFile(name string, data []byte) error {
 }
 
 func (d *Dir) writeFile(name string, data []byte) error {
+	f, err := d.replaceFile(name, data)
+	if f != nil {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// replaceFile also returns the file, open. With an error it is the one that has
+// the name now, or nil where that is still the old one.
+func (d *Dir) replaceFile(name string, data []byte) (*os.File, error) {
 	f, err := os.CreateTemp(d.path, "."+name+".tmp-*") // 0600
 	if err != nil {
-		return err
+		return nil, err
 	}
 	_, err = f.Write(data)
 	if err == nil {
 		err = f.Sync()
 	}
-	if err = errors.Join(err, f.Close()); err == nil {
+	if err == nil {
 		err = os.Rename(f.Name(), d.Path(name))
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+		return nil, errors.Join(err, f.Close(), os.Remove(f.Name()))
 	}
-	return syncDir(d.path)
+	return f, syncDir(d.path)
 }
 
 func syncDir(path string) error {
