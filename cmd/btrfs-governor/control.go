@@ -16,12 +16,14 @@ import (
 	"github.com/go-kit/log/level"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/collector"
 	"github.com/btrfs-governor/btrfs-governor/internal/config"
 	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/internal/logging"
 	"github.com/btrfs-governor/btrfs-governor/internal/state"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
 )
 
 // defaultSocket is where the daemon listens for commands, and where the
@@ -34,15 +36,16 @@ const keptJobs = 200
 // control is what changes pools. With --read-only, or on
 // recorded pools, only jobs is set, and empty.
 type control struct {
-	jobs   *job.Store
-	token  *httpapi.Token
-	scrubs *scrub.Runner
-	sys    string // where sysfs is
+	jobs      *job.Store
+	token     *httpapi.Token
+	scrubs    *scrub.Runner
+	snapshots *snapshot.Runner
+	sys       string // where sysfs is
 	// release gives the state directory back.
 	release func()
 }
 
-func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client *btrfs.Client, cfg *config.Config) (*control, error) {
+func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client *btrfs.Client, exporter *collector.Exporter, cfg *config.Config) (*control, error) {
 	// Recorded pools are none of this machine: there is nothing to change.
 	if c.readOnly || c.recorded != "" {
 		jobs, err := job.Open(nil, 0)
@@ -52,7 +55,7 @@ func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client
 	if err != nil {
 		return nil, err
 	}
-	k, err := newControl(logger, client, c.paths, state.NewDir(c.stateDir))
+	k, err := newControl(logger, client, c.paths, state.NewDir(c.stateDir), freeOf(exporter))
 	if err == nil {
 		k.release = release
 		err = k.loadToken(cfg)
@@ -64,7 +67,7 @@ func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client
 	return k, nil
 }
 
-func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir *state.Dir) (*control, error) {
+func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir *state.Dir, free func(btrfs.UUID) (uint64, error)) (*control, error) {
 	jobs, err := job.Open(dir, keptJobs)
 	if errors.Is(err, state.ErrDamaged) {
 		level.Warn(logger).Log("msg", "The history of jobs begins anew", "err", err)
@@ -75,7 +78,29 @@ func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir 
 	if err != nil {
 		return nil, err
 	}
-	return &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, sys: paths.Sys}, nil
+	snapshots, err := snapshot.New(snapshot.Config{Logger: logger, Client: client, State: dir, Jobs: jobs, Free: free})
+	if err != nil {
+		return nil, err
+	}
+	return &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, snapshots: snapshots, sys: paths.Sys}, nil
+}
+
+// freeOf returns what btrfs_pool_free_bytes says of a pool.
+func freeOf(exporter *collector.Exporter) func(btrfs.UUID) (uint64, error) {
+	return func(pool btrfs.UUID) (uint64, error) {
+		readings, err := exporter.Pools()
+		for i := range readings {
+			r := &readings[i]
+			switch {
+			case r.UUID != pool:
+			case r.Facts != nil && r.Facts.Report != nil && r.Facts.Report.Exact:
+				return r.Facts.Report.Free, nil
+			default:
+				return 0, errors.Join(fmt.Errorf("pool %s: its free space is not known", pool), r.Err)
+			}
+		}
+		return 0, errors.Join(fmt.Errorf("pool %s: it gives no answer", pool), err)
+	}
 }
 
 // loadToken reads the token again, so that a reload rotates it.
@@ -90,6 +115,7 @@ func (k *control) loadToken(cfg *config.Config) error {
 func (k *control) apply(cfg *config.Config) {
 	if k.scrubs != nil {
 		k.scrubs.SetSettings(cfg.ScrubSettings(k.sys))
+		k.snapshots.SetSettings(cfg.SnapshotSettings())
 	}
 }
 
@@ -98,7 +124,7 @@ func (c *serveCommand) controlTasks(ctx context.Context, k *control, handler htt
 	if k.scrubs == nil {
 		return nil, nil
 	}
-	tasks := []task{k.scrubs}
+	tasks := []task{k.scrubs, k.snapshots}
 	if c.apiSocket == "" {
 		return tasks, nil
 	}

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	_ "time/tzdata" // scrub.timezone on machines without zoneinfo
 
@@ -42,9 +43,14 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
+// noFileExpansion keeps kingpin from taking an argument that begins with @ for the
+// name of a file with arguments: subvolumes are called @home.
+var noFileExpansion = sync.OnceFunc(func() { kingpin.EnableFileExpansion = false })
+
 // run executes a command line until it is done or ctx is, and returns the exit
 // status.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	noFileExpansion()
 	app := kingpin.New(programName, "Tells the truth about btrfs pools.")
 	app.Version(version.Print(programName))
 	app.HelpFlag.Short('h')
@@ -62,6 +68,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	serve := newServeCommand(app)
 	commands[serve.name] = serve.run
 	for _, c := range newScrubCommands(app) {
+		commands[c.name] = c.run
+	}
+	for _, c := range newSnapshotCommands(app) {
 		commands[c.name] = c.run
 	}
 	token := newTokenCommand(app)

@@ -124,7 +124,7 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	control, err := c.newControl(ctx, logs.Logger, client, cfg)
+	control, err := c.newControl(ctx, logs.Logger, client, exporter, cfg)
 	if err != nil {
 		return err
 	}
@@ -168,8 +168,8 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		Stopping: ctx.Done(),
 	}
 	if control.scrubs != nil {
-		settings.Scrubs = control.scrubs
-		process = append(process, control.scrubs)
+		settings.Scrubs, settings.Snapshots = control.scrubs, control.snapshots
+		process = append(process, control.scrubs, control.snapshots)
 	}
 	settings.Process = process
 	handler, err := httpapi.New(settings)

@@ -23,10 +23,11 @@ const maxSize = 1 << 20
 // Config is the content of the configuration file. examples/config.yml
 // describes every key.
 type Config struct {
-	Scrape Scrape `yaml:"scrape"`
-	Pools  Pools  `yaml:"pools"`
-	API    API    `yaml:"api"`
-	Scrub  Scrub  `yaml:"scrub"`
+	Scrape    Scrape    `yaml:"scrape"`
+	Pools     Pools     `yaml:"pools"`
+	API       API       `yaml:"api"`
+	Scrub     Scrub     `yaml:"scrub"`
+	Snapshots Snapshots `yaml:"snapshots"`
 }
 
 // Scrape says how pools are read for a scrape.
@@ -81,8 +82,9 @@ func (d Duration) String() string { return time.Duration(d).String() }
 // Default returns the configuration that an empty file gives.
 func Default() *Config {
 	return &Config{
-		Scrape: Scrape{Timeout: Duration(8 * time.Second)},
-		Scrub:  Scrub{MaxPools: 1, Timezone: "Local", OnBattery: holdOnBattery},
+		Scrape:    Scrape{Timeout: Duration(8 * time.Second)},
+		Scrub:     Scrub{MaxPools: 1, Timezone: localZone, OnBattery: holdOnBattery},
+		Snapshots: Snapshots{Timezone: localZone},
 	}
 }
 
@@ -105,7 +107,10 @@ func (c *Config) validate() *keyError {
 	if bad := c.API.validate(); bad != nil {
 		return bad
 	}
-	return c.Scrub.validate()
+	if bad := c.Scrub.validate(); bad != nil {
+		return bad
+	}
+	return c.Snapshots.validate()
 }
 
 // validatePools returns what is wrong with a list of UUIDs and labels.

@@ -13,11 +13,14 @@ import (
 	_ "time/tzdata" // the zones are there on every machine
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"gopkg.in/yaml.v3"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/schedule"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
-	"github.com/btrfs-governor/btrfs-governor/scrub/schedule"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
+	"github.com/btrfs-governor/btrfs-governor/snapshot/retention"
 )
 
 const exampleFile = "../../examples/config.yml"
@@ -61,6 +64,12 @@ func TestGoodFilesParse(t *testing.T) {
 				{Name: "attic", Pools: []string{"attic"}, Cron: "@weekly", Mode: "limit", Limit: 50_000_000, ReadOnly: true, Deadline: Duration(24 * time.Hour)},
 			},
 		},
+		Snapshots: Snapshots{Timezone: "UTC", Pools: []SnapshotsPool{{
+			Pool: "attic", Subvolumes: []string{"@home", "/"}, Directory: "@home/.snapshots", Cron: "@hourly",
+			Retention: Retention{KeepLast: 1, Hourly: 24, Daily: 7, Weekly: 4, Monthly: 12, Yearly: 3, MaxAge: Duration(4 * 365 * 24 * time.Hour), KeepMin: 2},
+			MinFree:   50 << 30,
+			Hooks:     SnapshotsHooks{Before: []string{"/bin/freeze", "a database"}, After: []string{"/bin/thaw"}, Timeout: Duration(10 * time.Second)},
+		}}},
 	}
 	exclude := func(name string) *Config {
 		c := Default()
@@ -167,6 +176,71 @@ func TestExampleShowsEveryKeyOfASchedule(t *testing.T) {
 	shownOptions, defaults := got.Scrub.Schedules[0], ScrubSchedule{}
 	if shownOptions.options() != defaults.options() || shownOptions.Deadline != defaults.Deadline {
 		t.Errorf("the example's options are %+v, which are not the defaults", shownOptions)
+	}
+}
+
+// The pool that the example shows in a comment is a good one, with the defaults
+// but for what it must name.
+func TestExampleShowsEveryKeyOfSnapshots(t *testing.T) {
+	data, err := os.ReadFile(exampleFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(data), "  #   pools:\n")
+	if !ok {
+		t.Fatal("the example shows no pool")
+	}
+	shown, _, _ := strings.Cut(rest, "  pools: []")
+	got, lines, err := parse(exampleFile, []byte("snapshots:\n  pools:\n"+strings.ReplaceAll("\n"+shown, "\n  #", "\n")))
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, shown)
+	}
+	for _, key := range keys(reflect.TypeFor[SnapshotsPool](), "snapshots.pools[0]") {
+		if lines[key] == 0 {
+			t.Errorf("the example has no %s", key)
+		}
+	}
+	minimal := Default()
+	minimal.Snapshots.Pools = []SnapshotsPool{{Pool: "attic", Subvolumes: []string{"@home", "/"}}}
+	want, shownSettings := minimal.SnapshotSettings(), got.SnapshotSettings()
+	want.Pools[0].Hooks.Timeout = snapshot.DefaultHookTimeout
+	want.Excludes, shownSettings.Excludes = nil, nil
+	if diff := cmp.Diff(want.Pools, shownSettings.Pools, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("the example's values are not the defaults (-default +example):\n%s", diff)
+	}
+}
+
+func TestSnapshotSettings(t *testing.T) {
+	cfg, err := Parse("config.yml", []byte(`
+snapshots:
+  timezone: Europe/Berlin
+  pools:
+    - pool: attic
+      subvolumes: ["@home", /, /srv/data/]
+      directory: /@/.snapshots/
+      cron: "30 * * * *"
+      retention: {keep_last: 1, hourly: 2, daily: 3, weekly: 4, monthly: 5, yearly: 6, max_age: 90d, keep_min: 7}
+      min_free: 50GiB
+      hooks: {before: [/bin/freeze, a b], after: [/bin/thaw], timeout: 10s}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := cfg.SnapshotSettings()
+	got := s.Pools[0]
+	next := got.Schedule.Next(time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC))
+	if s.Location.String() != "Europe/Berlin" || !next.Equal(time.Date(2026, 7, 1, 12, 30, 0, 0, time.UTC)) {
+		t.Errorf("zone %s, next %s", s.Location, next)
+	}
+	got.Schedule = nil
+	want := snapshot.PoolSettings{
+		Pool: "attic", Directory: "@/.snapshots", Subvolumes: []string{"@home", "", "srv/data"},
+		Retention: retention.Policy{KeepLast: 1, Hourly: 2, Daily: 3, Weekly: 4, Monthly: 5, Yearly: 6, MaxAge: 90 * 24 * time.Hour, KeepMin: 7},
+		MinFree:   50 << 30,
+		Hooks:     snapshot.Hooks{Before: []string{"/bin/freeze", "a b"}, After: []string{"/bin/thaw"}, Timeout: 10 * time.Second},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }
 

@@ -8,8 +8,8 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"github.com/btrfs-governor/btrfs-governor/internal/schedule"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
-	"github.com/btrfs-governor/btrfs-governor/scrub/schedule"
 )
 
 // API says how the daemon is commanded.
@@ -69,9 +69,9 @@ func (s *Scrub) validate() *keyError {
 	if s.MaxPools < 1 {
 		return &keyError{"scrub.max_pools", fmt.Sprintf("must be 1 or more, not %d", s.MaxPools)}
 	}
-	location, err := time.LoadLocation(s.Timezone)
-	if err != nil || s.Timezone == "" { // which would be UTC
-		return &keyError{"scrub.timezone", fmt.Sprintf("must be a time zone such as Europe/Berlin, UTC or Local, not %q", s.Timezone)}
+	location, bad := validateTimezone("scrub.timezone", s.Timezone)
+	if bad != nil {
+		return bad
 	}
 	if s.OnBattery != holdOnBattery && s.OnBattery != runOnBattery {
 		return &keyError{"scrub.on_battery", fmt.Sprintf("must be hold or run, not %q", s.OnBattery)}
@@ -150,7 +150,23 @@ func (c *Config) Hours() *schedule.Hours {
 
 // location is the zone of all times; validate has seen to it that there is one.
 func (s *Scrub) location() *time.Location {
-	location, err := time.LoadLocation(s.Timezone)
+	return locationOf(s.Timezone)
+}
+
+// localZone is the name of the machine's time zone.
+const localZone = "Local"
+
+func validateTimezone(key, name string) (*time.Location, *keyError) {
+	location, err := time.LoadLocation(name)
+	if err != nil || name == "" { // which would be UTC
+		return nil, &keyError{key, fmt.Sprintf("must be a time zone such as Europe/Berlin, UTC or Local, not %q", name)}
+	}
+	return location, nil
+}
+
+// locationOf returns a time zone that validate has seen.
+func locationOf(name string) *time.Location {
+	location, err := time.LoadLocation(name)
 	if err != nil {
 		return time.Local
 	}

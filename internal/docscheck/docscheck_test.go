@@ -20,6 +20,7 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/internal/config"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
 )
 
 const root = "../.."
@@ -48,7 +49,7 @@ func TestEveryMetricIsDescribedAndNoOther(t *testing.T) {
 
 // wholeName finds names of metrics in queries too, and leaves out functions of
 // the kernel; what ends in * is the name of a group.
-var wholeName = regexp.MustCompile(`\bbtrfs_(?:pool|device|metadata|allocation|governor|scrape|scrub)_[a-z0-9_]*[a-z0-9]\b[^*]`)
+var wholeName = regexp.MustCompile(`\bbtrfs_(?:pool|device|metadata|allocation|governor|scrape|scrub|snapshot)_[a-z0-9_]*[a-z0-9]\b[^*]`)
 
 func TestDocumentsNameOnlyMetricsThatExist(t *testing.T) {
 	exported := exportedNames(t)
@@ -92,9 +93,14 @@ func exportedNames(t *testing.T) map[string]bool {
 		t.Fatal(err)
 	}
 
+	snapshots, err := snapshot.New(snapshot.Config{Logger: log.NewNopLogger(), Jobs: jobs})
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	names := make(map[string]bool)
 	nameOf := regexp.MustCompile(`fqName: "([^"]+)"`)
-	for _, c := range []prometheus.Collector{pools, scrubs, reloader, versioncollector.NewCollector("btrfs_governor")} {
+	for _, c := range []prometheus.Collector{pools, scrubs, snapshots, reloader, versioncollector.NewCollector("btrfs_governor")} {
 		descriptions := make(chan *prometheus.Desc)
 		go func() {
 			defer close(descriptions)
@@ -191,7 +197,7 @@ var testName = regexp.MustCompile(`\bTest[A-Z][A-Za-z0-9]+\b`)
 
 func TestNamedTestsExist(t *testing.T) {
 	var source strings.Builder
-	for _, pattern := range []string{"btrfs/*_test.go", "btrfs/*/*_test.go", "cmd/*/*_test.go", "collector/*_test.go", "scrub/*_test.go", "internal/*/*_test.go"} {
+	for _, pattern := range []string{"btrfs/*_test.go", "btrfs/*/*_test.go", "cmd/*/*_test.go", "collector/*_test.go", "scrub/*_test.go", "snapshot/*_test.go", "snapshot/*/*_test.go", "internal/*/*_test.go"} {
 		files, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)

@@ -48,6 +48,11 @@ func routes() []route {
 		{"DELETE", "/api/v1/pools/{pool}/scrub", true, (*api).cancelScrub},
 		{"POST", "/api/v1/pools/{pool}/scrub/pause", true, (*api).pauseScrub},
 		{"POST", "/api/v1/pools/{pool}/scrub/resume", true, (*api).resumeScrub},
+		{"GET", "/api/v1/pools/{pool}/snapshots", false, (*api).listSnapshots},
+		{"POST", "/api/v1/pools/{pool}/snapshots", true, (*api).createSnapshots},
+		{"DELETE", "/api/v1/pools/{pool}/snapshots/{name}", true, (*api).deleteSnapshot},
+		{"POST", "/api/v1/pools/{pool}/snapshots/prune", true, (*api).pruneSnapshots},
+		{"GET", "/api/v1/pools/{pool}/snapshots/plan", false, (*api).planSnapshots},
 		{"GET", "/api/v1/jobs", false, (*api).listJobs},
 		{"GET", "/api/v1/jobs/{id}", false, (*api).showJob},
 		{"GET", "/api/v1/events", false, (*api).streamEvents},
@@ -67,10 +72,17 @@ func (a *api) register(mux *http.ServeMux) {
 		}
 		slices.Sort(methods)
 		allow := strings.Join(methods, ", ")
-		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("Allow", allow)
-			problemf(http.StatusMethodNotAllowed, "%s is not possible here, but %s is.", r.Method, allow).write(w)
-		})
+		for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} { // GET is HEAD too
+			if slices.Contains(methods, method) {
+				continue
+			}
+			// With the method: a path without one conflicts with those that have a
+			// wildcard in its place.
+			mux.HandleFunc(method+" "+path, func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Allow", allow)
+				problemf(http.StatusMethodNotAllowed, "%s is not possible here, but %s is.", r.Method, allow).write(w)
+			})
+		}
 	}
 	mux.HandleFunc("/api/", func(w http.ResponseWriter, r *http.Request) {
 		problemf(http.StatusNotFound, "There is nothing at %s: GET /api/v1/openapi.json describes what there is.", r.URL.Path).write(w)
@@ -105,7 +117,7 @@ func (a *api) handler(rt route) http.Handler {
 		defer func() { a.audit(r, sw.status, sw.job) }()
 		if refused := a.authorise(r); refused != nil {
 			if refused.Status == http.StatusUnauthorized {
-				sw.Header().Set("WWW-Authenticate", `Bearer realm="btrfs-governor"`)
+				sw.Header().Set("WWW-Authenticate", bearerChallenge)
 			}
 			refused.write(sw)
 			return
@@ -115,6 +127,9 @@ func (a *api) handler(rt route) http.Handler {
 		}
 	})
 }
+
+// bearerChallenge says what a request that changes something has to bring.
+const bearerChallenge = `Bearer realm="btrfs-governor"`
 
 // fail answers with an error. One that is our own fault is logged too.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {

@@ -29,6 +29,7 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/internal/state"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
 )
 
 const (
@@ -141,12 +142,102 @@ func (f *fakeScrubs) asked() []string {
 	return slices.Clone(f.changes)
 }
 
+// fakeSnapshots notes what it is asked for.
+type fakeSnapshots struct {
+	*fakeScrubs
+	end job.State // of its jobs
+}
+
+func (f *fakeSnapshots) begin(what, kind string, pool btrfs.UUID, requester string, result snapshot.Result) (job.Job, error) {
+	f.note(what)
+	j, err := f.jobs.Create(kind, pool, requester, map[string]any{})
+	if err != nil {
+		return j, err
+	}
+	text, err := json.Marshal(result)
+	if err != nil {
+		return j, err
+	}
+	if f.end != "" {
+		_, err = f.jobs.Update(j.ID, func(j *job.Job) { j.State, j.Reason, j.Result = f.end, "It is as it is", text })
+	}
+	return j, err
+}
+
+var aSnapshot = snapshot.Created{Subvolume: "@", Name: "@.20260307T194557Z", ID: 300, Path: "/mnt/.snapshots/@.20260307T194557Z", PoolPath: ".snapshots/@.20260307T194557Z", Nested: []string{"a"}}
+
+func (f *fakeSnapshots) Create(pool btrfs.UUID, o snapshot.CreateOptions, requester string) (job.Job, error) {
+	what := "create"
+	if o.Subvolume != nil {
+		what += " " + *o.Subvolume
+	}
+	if o.Pin {
+		what += " pinned"
+	}
+	return f.begin(what, snapshot.KindCreate, pool, requester, snapshot.Result{Created: []snapshot.Created{aSnapshot}})
+}
+
+func (f *fakeSnapshots) Delete(pool btrfs.UUID, name, requester string) (job.Job, error) {
+	if name == "unknown" {
+		return job.Job{}, fmt.Errorf("snapshot %q: %w", name, snapshot.ErrUnknown)
+	}
+	return f.begin("delete "+name, snapshot.KindDelete, pool, requester, snapshot.Result{Deleted: []snapshot.Deleted{{Subvolume: "@", Name: name, Reason: "asked"}}})
+}
+
+func (f *fakeSnapshots) Prune(pool btrfs.UUID, requester string) (job.Job, error) {
+	return f.begin("prune", snapshot.KindPrune, pool, requester, snapshot.Result{
+		Kept: []snapshot.Kept{{Subvolume: "@", Name: "a", Reason: "it was renamed"}}, Notes: []string{"a note"}, Failed: []snapshot.Failure{{Subvolume: "@", Error: "no"}},
+	})
+}
+
+func (f *fakeSnapshots) Wait(ctx context.Context, id string) (job.Job, error) {
+	j, err := f.jobs.Get(id)
+	if err != nil || j.State.Ended() {
+		return j, err
+	}
+	<-ctx.Done()
+	return j, ctx.Err()
+}
+
+func (f *fakeSnapshots) List(_ context.Context, pool btrfs.UUID, sizes bool) (*snapshot.List, error) {
+	subvolume, size := "@", uint64(5)
+	l := &snapshot.List{Pool: pool, Snapshots: []snapshot.Snapshot{
+		{Name: "a", Subvolume: &subvolume, Path: ".snapshots/a", ID: 300, ReadOnly: true, Ours: true, Keep: []string{"daily"}},
+		{Name: "b", Path: "b", ID: 301, Exclusive: &size},
+		{Name: "c", Path: ".snapshots/c", ID: 302, Ours: true, Pinned: true, Protected: "it was renamed"},
+	}, Cleaning: 1}
+	if sizes {
+		f.note("sizes")
+		l.Sizes = &snapshot.SizesInfo{Method: "extents", Seconds: 0.5, Extents: 3, Lookups: 1}
+	}
+	return l, nil
+}
+
+func (f *fakeSnapshots) Forecast(pool btrfs.UUID, until time.Time) (*snapshot.Forecast, error) {
+	return &snapshot.Forecast{Pool: pool, From: time.Now(), Until: until, Left: []string{"a"}, Events: []snapshot.ForecastEvent{
+		{Time: time.Now(), Created: []string{"a"}, Deleted: []snapshot.Deleted{{Subvolume: "@", Name: "b", Reason: "no rule"}}},
+	}, Notes: []string{"a note"}}, nil
+}
+
+func (f *fakeSnapshots) PlanCreate(_ context.Context, pool btrfs.UUID, o snapshot.CreateOptions) (*snapshot.Plan, error) {
+	return &snapshot.Plan{Pool: pool, Would: []string{fmt.Sprintf("take one, pinned: %t", o.Pin)}}, nil
+}
+
+func (f *fakeSnapshots) PlanDelete(_ context.Context, _ btrfs.UUID, name string) (*snapshot.Plan, error) {
+	return nil, fmt.Errorf("snapshot %q stays: %w", name, snapshot.ErrRefused)
+}
+
+func (f *fakeSnapshots) PlanPrune(_ context.Context, pool btrfs.UUID) (*snapshot.Plan, error) {
+	return nil, fmt.Errorf("pool %s has no retention: %w", pool, snapshot.ErrInvalid)
+}
+
 // service is the API over fakes.
 type service struct {
-	handler http.Handler
-	scrubs  *fakeScrubs
-	jobs    *job.Store
-	log     *bytes.Buffer
+	handler   http.Handler
+	scrubs    *fakeScrubs
+	snapshots *fakeSnapshots
+	jobs      *job.Store
+	log       *bytes.Buffer
 }
 
 func newService(t *testing.T, change func(*httpapi.Config)) *service {
@@ -164,11 +255,12 @@ func newService(t *testing.T, change func(*httpapi.Config)) *service {
 		t.Fatal(err)
 	}
 	s := &service{scrubs: &fakeScrubs{jobs: jobs, running: make(map[btrfs.UUID]string)}, jobs: jobs, log: new(bytes.Buffer)}
+	s.snapshots = &fakeSnapshots{fakeScrubs: s.scrubs, end: job.Succeeded}
 	cfg := httpapi.Config{
 		Logger: log.NewLogfmtLogger(log.NewSyncWriter(s.log)), Version: "1", TelemetryPath: "/metrics",
 		Pools: apiPools{fakePools{func() float64 { return 0 }}}, Process: []prometheus.Collector{},
 		Ready: func() bool { return true }, Reload: func() error { s.scrubs.note("reload"); return nil },
-		Jobs: jobs, Scrubs: s.scrubs, Token: token,
+		Jobs: jobs, Scrubs: s.scrubs, Snapshots: s.snapshots, Token: token,
 	}
 	if change != nil {
 		change(&cfg)
@@ -263,6 +355,8 @@ func TestNothingChangesWithoutRight(t *testing.T) {
 			for _, rt := range []struct{ method, path string }{
 				{"POST", "/api/v1/pools/attic/scrub"}, {"DELETE", "/api/v1/pools/attic/scrub"},
 				{"POST", "/api/v1/pools/attic/scrub/pause"}, {"POST", "/api/v1/pools/attic/scrub/resume"},
+				{"POST", "/api/v1/pools/attic/snapshots"}, {"POST", "/api/v1/pools/attic/snapshots/prune"},
+				{"DELETE", "/api/v1/pools/attic/snapshots/a"},
 			} {
 				s := newService(t, nil)
 				w := s.do(rt.method, rt.path, "", tt.from)
@@ -291,11 +385,18 @@ func TestNothingChangesWithoutRight(t *testing.T) {
 }
 
 func TestReadOnlyDaemonChangesNothing(t *testing.T) {
-	s := newService(t, func(c *httpapi.Config) { c.Scrubs, c.Token = nil, nil })
+	s := newService(t, func(c *httpapi.Config) { c.Scrubs, c.Snapshots, c.Token = nil, nil, nil })
 	for _, method := range []string{"POST", "DELETE", "GET"} {
 		for _, from := range []sent{socket, {header: bearer(theToken)}} {
 			if w := s.do(method, "/api/v1/pools/attic/scrub", "", from); w.Code != 403 || !strings.Contains(w.Body.String(), "--read-only") {
 				t.Errorf("%s: %d %s, want 403 that names --read-only", method, w.Code, w.Body)
+			}
+			target := "/api/v1/pools/attic/snapshots"
+			if method == "DELETE" {
+				target += "/a"
+			}
+			if w := s.do(method, target, "", from); w.Code != 403 || !strings.Contains(w.Body.String(), "--read-only") {
+				t.Errorf("%s %s: %d %s, want 403 that names --read-only", method, target, w.Code, w.Body)
 			}
 		}
 	}
@@ -348,6 +449,21 @@ func TestRequestsForScrubs(t *testing.T) {
 		{"path", "GET", "/api/v1/pool", "", 404, "openapi.json"},
 		{"unknown job", "GET", "/api/v1/jobs/scrub-1", "", 404, "no such job"},
 		{"GET with a parameter", "GET", "/api/v1/pools?mode=full", "", 400, "known: none"},
+		{"snapshots", "POST", "/api/v1/pools/attic/snapshots", "", 202, `"kind":"snapshot"`},
+		{"snapshots, waiting", "POST", "/api/v1/pools/attic/snapshots?wait=true", "", 200, `"path":"/mnt/.snapshots/@.20260307T194557Z"`},
+		{"snapshots, dry run", "POST", "/api/v1/pools/attic/snapshots?dry_run&pin", "", 200, "take one, pinned: true"},
+		{"hook in a request", "POST", "/api/v1/pools/attic/snapshots?hook=/bin/sh", "", 400, "Unknown parameter"},
+		{"snapshots of an unknown pool", "POST", "/api/v1/pools/cellar/snapshots", "", 404, "no mounted pool"},
+		{"delete", "DELETE", "/api/v1/pools/attic/snapshots/a?wait", "", 200, `"deleted":[{`},
+		{"delete an unknown one", "DELETE", "/api/v1/pools/attic/snapshots/unknown", "", 404, "no such snapshot"},
+		{"delete, dry run that refuses", "DELETE", "/api/v1/pools/attic/snapshots/a?dry_run", "", 409, "stays"},
+		{"prune", "POST", "/api/v1/pools/attic/snapshots/prune?wait=1", "", 200, `"kept":[{`},
+		{"prune without a retention", "POST", "/api/v1/pools/attic/snapshots/prune?dry_run=1", "", 400, "no retention"},
+		{"list", "GET", "/api/v1/pools/attic/snapshots", "", 200, `"keep":["daily"]`},
+		{"list with sizes", "GET", "/api/v1/pools/attic/snapshots?sizes=true", "", 200, `"method":"extents"`},
+		{"plan", "GET", "/api/v1/pools/attic/snapshots/plan?days=30", "", 200, `"left":["a"]`},
+		{"plan of too many days", "GET", "/api/v1/pools/attic/snapshots/plan?days=100000", "", 400, "from 1 to 3660"},
+		{"method of a plan", "PUT", "/api/v1/pools/attic/snapshots/plan", "", 405, "GET, HEAD"},
 		{"what-if", "GET", "/api/v1/pools/attic/capacity?add=4TiB", "", 200, `"what_if":{`},
 		{"what-if of an unknown device", "GET", "/api/v1/pools/attic/capacity?remove=99", "", 422, "99"},
 		{"capacity that is not known", "GET", "/api/v1/pools/" + emptyUUID + "/capacity", "", 503, "no answer"},
@@ -372,6 +488,47 @@ func TestRequestsForScrubs(t *testing.T) {
 			}
 			validate(t, tt.method, tt.target, w)
 		})
+	}
+}
+
+func TestWaitingForSnapshots(t *testing.T) {
+	s := newService(t, nil)
+	plain := sent{unix: true, header: http.Header{"Accept": {"text/plain"}}}
+	w := s.do("POST", "/api/v1/pools/attic/snapshots?wait=true&subvolume=@", "", plain)
+	if got := w.Body.String(); w.Code != 200 || got != aSnapshot.Path+"\n" || !strings.HasPrefix(w.Header().Get("Content-Type"), "text/plain") {
+		t.Errorf("the answer is %d %q, want the path alone", w.Code, got)
+	}
+	if asked := s.scrubs.asked(); !slices.Equal(asked, []string{"create @"}) {
+		t.Errorf("asked were %q", asked)
+	}
+	// A job that fails is an error, so that what comes after it in a script does
+	// not run.
+	s.snapshots.end = job.Failed
+	w = s.do("POST", "/api/v1/pools/attic/snapshots?wait=true", "", plain)
+	if w.Code != 409 || !strings.Contains(w.Body.String(), "It is as it is.") || !strings.Contains(w.Body.String(), `"job":{`) {
+		t.Errorf("a job that failed: %d %s", w.Code, w.Body)
+	}
+	validate(t, "POST", "/api/v1/pools/attic/snapshots", w)
+	// One that does not end ends with the daemon.
+	stopping := make(chan struct{})
+	s = newService(t, func(c *httpapi.Config) { c.Stopping = stopping })
+	s.snapshots.end = ""
+	close(stopping)
+	w = s.do("POST", "/api/v1/pools/attic/snapshots?wait=true", "", socket)
+	if w.Code != 504 || !strings.Contains(w.Body.String(), "has not ended yet") {
+		t.Errorf("a job that does not end: %d %s", w.Code, w.Body)
+	}
+	validate(t, "POST", "/api/v1/pools/attic/snapshots", w)
+}
+
+func TestSizesAreForThoseWhoMayCommand(t *testing.T) {
+	s := newService(t, nil)
+	w := s.do("GET", "/api/v1/pools/attic/snapshots?sizes=true", "", sent{})
+	if w.Code != 401 || len(s.scrubs.asked()) > 0 {
+		t.Errorf("%d %s, asked: %v", w.Code, w.Body, s.scrubs.asked())
+	}
+	if w := s.do("GET", "/api/v1/pools/attic/snapshots", "", sent{}); w.Code != 200 {
+		t.Errorf("without sizes: %d %s", w.Code, w.Body)
 	}
 }
 
@@ -592,6 +749,12 @@ func TestAnswersAreAsTheDocumentSays(t *testing.T) {
 	do("GET", "/api/v1/pools/attic/capacity")
 	do("GET", "/api/v1/pools/attic/scrub")
 	do("GET", "/api/v1/jobs")
+	do("GET", "/api/v1/pools/attic/snapshots?sizes=true")
+	do("GET", "/api/v1/pools/attic/snapshots/plan")
+	do("GET", do("POST", "/api/v1/pools/attic/snapshots").Header().Get("Location"))
+	do("POST", "/api/v1/pools/attic/snapshots?dry_run")
+	do("POST", "/api/v1/pools/attic/snapshots/prune?wait=true")
+	do("DELETE", "/api/v1/pools/attic/snapshots/a")
 	do("POST", "/api/v1/pools/attic/scrub?dry_run")
 	location := do("POST", "/api/v1/pools/attic/scrub").Header().Get("Location")
 	do("GET", location)

@@ -41,9 +41,11 @@ type Config struct {
 
 	// Jobs are those of the runners.
 	Jobs *job.Store
-	// Scrubs and Token are nil where nothing may be changed (--read-only).
-	Scrubs Scrubs
-	Token  *Token
+	// Scrubs, Snapshots and Token are nil where nothing may be changed
+	// (--read-only).
+	Scrubs    Scrubs
+	Snapshots Snapshots
+	Token     *Token
 	// Stopping is closed when the daemon stops: event streams then end. nil
 	// never is.
 	Stopping <-chan struct{}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
 )
 
 // The names of files are for those only who may command: who reaches the port
@@ -34,12 +35,36 @@ func jobWithoutFiles(j job.Job) job.Job {
 	if j.Result == nil {
 		return j
 	}
+	if j.Kind == snapshot.KindCreate {
+		return jobWithoutNested(j)
+	}
+	if j.Kind != "scrub" {
+		return j
+	}
 	var s scrub.Status
 	if err := json.Unmarshal(j.Result, &s); err != nil {
 		j.Result = nil
 		return j
 	}
 	text, err := json.Marshal(withoutFiles(s))
+	if err != nil {
+		text = nil
+	}
+	j.Result = text
+	return j
+}
+
+// jobWithoutNested leaves out what lies within the subvolumes.
+func jobWithoutNested(j job.Job) job.Job {
+	var r snapshot.Result
+	if err := json.Unmarshal(j.Result, &r); err != nil {
+		j.Result = nil
+		return j
+	}
+	for i := range r.Created {
+		r.Created[i].Nested = nil
+	}
+	text, err := json.Marshal(r)
 	if err != nil {
 		text = nil
 	}

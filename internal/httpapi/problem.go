@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"net/http"
 
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
 )
 
 // problem is an error answer (RFC 9457).
@@ -52,15 +54,18 @@ func problemOf(err error) *problem {
 		return p
 	}
 	switch {
-	case errors.Is(err, scrub.ErrUnknownPool), errors.Is(err, job.ErrNotFound):
+	case errors.Is(err, scrub.ErrUnknownPool), errors.Is(err, job.ErrNotFound),
+		errors.Is(err, snapshot.ErrUnknownPool), errors.Is(err, snapshot.ErrUnknown), errors.Is(err, btrfs.ErrUnmounted):
 		return problemf(http.StatusNotFound, "%v.", err)
 	case errors.Is(err, scrub.ErrRunning):
 		return problemf(http.StatusConflict, "%v: look at it with GET, or end it with DELETE.", err)
 	case errors.Is(err, scrub.ErrNotRunning):
 		return problemf(http.StatusConflict, "%v: start one with POST to the pool's scrub.", err)
-	case errors.Is(err, scrub.ErrForeign), errors.Is(err, scrub.ErrRefused):
+	case errors.Is(err, scrub.ErrForeign), errors.Is(err, scrub.ErrRefused), errors.Is(err, snapshot.ErrRefused):
 		return problemf(http.StatusConflict, "%v.", err)
-	case errors.Is(err, scrub.ErrInvalid):
+	case errors.Is(err, snapshot.ErrBusy), errors.Is(err, snapshot.ErrNoAnswer):
+		return problemf(http.StatusServiceUnavailable, "%v.", err)
+	case errors.Is(err, scrub.ErrInvalid), errors.Is(err, snapshot.ErrInvalid):
 		return problemf(http.StatusBadRequest, "%v.", err)
 	}
 	return problemf(http.StatusInternalServerError, "%v.", err)

@@ -1,4 +1,4 @@
-// Package schedule says when scrubs are due and when they may run. It is pure:
+// Package schedule says when something is due, and when scrubs may run. It is pure:
 // the time is passed in.
 package schedule
 

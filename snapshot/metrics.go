@@ -1,0 +1,100 @@
+package snapshot
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// The metrics of snapshots. None has a series for each snapshot.
+var (
+	countDesc    = subvolumeDesc("btrfs_snapshot_count", "Snapshots that btrfs-governor made and that there are.")
+	newestDesc   = subvolumeDesc("btrfs_snapshot_newest_timestamp_seconds", "When the newest of them was taken.")
+	oldestDesc   = subvolumeDesc("btrfs_snapshot_oldest_timestamp_seconds", "When the oldest of them was taken.")
+	createdDesc  = subvolumeDesc("btrfs_snapshot_created_total", "Snapshots taken.")
+	prunedDesc   = subvolumeDesc("btrfs_snapshot_pruned_total", "Snapshots deleted.")
+	failuresDesc = subvolumeDesc("btrfs_snapshot_failures_total", "Snapshots that could not be taken.")
+	successDesc  = prometheus.NewDesc("btrfs_snapshot_last_success_timestamp_seconds", "When all snapshots that a job was to take were last taken.", []string{"uuid"}, nil)
+	cleaningDesc = prometheus.NewDesc("btrfs_snapshot_cleaning", "Deleted subvolumes, whoever deleted them, whose space the kernel is still giving back.", []string{"uuid"}, nil)
+)
+
+func subvolumeDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, []string{"uuid", "subvolume"}, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (r *Runner) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{countDesc, newestDesc, oldestDesc, createdDesc, prunedDesc, failuresDesc, successDesc, cleaningDesc} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector. It touches no disk, and costs nothing
+// that grows with the number of snapshots.
+func (r *Runner) Collect(ch chan<- prometheus.Metric) {
+	for _, p := range r.allPools() {
+		if !r.excluded(p.uuid) {
+			p.collect(ch)
+		}
+	}
+}
+
+func (p *pool) collect(ch chan<- prometheus.Metric) {
+	v := p.seen()
+	// What was seen long ago is not known: the pool is unmounted, or hangs.
+	age := p.runner.clock.Now().Sub(v.looked)
+	present := !v.looked.IsZero() && age.Abs() < staleAfter
+	uuid := p.uuid.String()
+	send := func(d *prometheus.Desc, t prometheus.ValueType, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, t, value, append([]string{uuid}, labels...)...)
+	}
+	for subvolume, s := range v.subvolumes {
+		path := nameSubvolume(subvolume)
+		if present {
+			send(countDesc, prometheus.GaugeValue, float64(s.count), path)
+		}
+		if present && s.count > 0 {
+			send(newestDesc, prometheus.GaugeValue, seconds(s.newest), path)
+			send(oldestDesc, prometheus.GaugeValue, seconds(s.oldest), path)
+		}
+		send(createdDesc, prometheus.CounterValue, float64(v.created[subvolume]), path)
+		send(prunedDesc, prometheus.CounterValue, float64(v.pruned[subvolume]), path)
+		send(failuresDesc, prometheus.CounterValue, float64(v.failures[subvolume]), path)
+	}
+	if !v.success.IsZero() {
+		send(successDesc, prometheus.GaugeValue, seconds(v.success))
+	}
+	if n, ok := v.cleaning.Get(); ok && present {
+		send(cleaningDesc, prometheus.GaugeValue, float64(n))
+	}
+}
+
+// staleAfter is how long what was seen of a pool is good for.
+const staleAfter = 3 * tendInterval
+
+func seconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
+
+// subvolumeView is what the metrics say of a subvolume.
+type subvolumeView struct {
+	count          int
+	newest, oldest time.Time // by the order in which they were made
+}
+
+// summarize counts the records of each subvolume, and of those that are
+// configured or had a failure.
+func summarize(records []record, others ...string) map[string]subvolumeView {
+	all := make(map[string]subvolumeView)
+	for _, subvolume := range others {
+		all[subvolume] = subvolumeView{}
+	}
+	for i := range records {
+		r := &records[i]
+		s := all[r.Subvolume]
+		if s.count++; s.count == 1 {
+			s.oldest = r.Taken
+		}
+		s.newest = r.Taken
+		all[r.Subvolume] = s
+	}
+	return all
+}
