@@ -327,9 +327,8 @@ func (p *pool) destroy(ctx context.Context, f *btrfs.Filesystem, all *facts, doo
 		}
 		d := &doomed[i]
 		why, err := p.destroyOne(f, all, d)
-		if errors.Is(err, unix.ENOENT) { // somebody else did
-			gone = append(gone, d.ID)
-			continue
+		if errors.Is(err, unix.ENOENT) {
+			continue // somebody else did, or renames it just now: settle tells which
 		}
 		if err != nil {
 			why = err.Error()
@@ -355,7 +354,7 @@ func (p *pool) destroy(ctx context.Context, f *btrfs.Filesystem, all *facts, doo
 }
 
 // destroyOne deletes one snapshot, or says why it stays. unix.ENOENT says that it
-// is gone.
+// lies nowhere.
 func (p *pool) destroyOne(f *btrfs.Filesystem, all *facts, d *doomedRecord) (why string, err error) {
 	s, err := f.Subvolume(d.ID)
 	if err != nil {

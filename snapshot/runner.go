@@ -141,9 +141,6 @@ func (r *Runner) launch(p *pool) {
 
 // SetSettings changes the settings.
 func (r *Runner) SetSettings(s Settings) {
-	if s.Location == nil {
-		s.Location = time.Local
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.settings = s
@@ -222,10 +219,7 @@ func (r *Runner) look() {
 		level.Warn(r.logger).Log("msg", "could not find all pools to take snapshots of", "err", err)
 	}
 	for i := range mounts {
-		if mounts[i].UUID.IsZero() || len(mounts[i].Points) == 0 {
-			continue
-		}
-		if r.excluded(mounts[i].UUID) {
+		if mounts[i].UUID.IsZero() || len(mounts[i].Points) == 0 || r.excluded(mounts[i].UUID) {
 			continue
 		}
 		p, err := r.pool(mounts[i].UUID)
@@ -467,21 +461,25 @@ func ask[T any](ctx context.Context, p *pool, slot chan struct{}, do func() (T, 
 // askWorker has the worker of a pool answer, which alone may look into the
 // ledger.
 func askWorker[T any](ctx context.Context, p *pool, do func(ctx context.Context) (T, error)) (T, error) {
-	return ask(ctx, p, p.asked, func() (value T, err error) {
-		done := make(chan struct{})
+	type answer struct {
+		value T
+		err   error
+	}
+	return ask(ctx, p, p.asked, func() (T, error) {
+		var none T
+		answers := make(chan answer, 1)
 		put := p.put(&task{look: func(ctx context.Context) {
-			defer close(done)
-			value, err = do(ctx)
+			v, err := do(ctx)
+			answers <- answer{v, err}
 		}})
 		if !put {
-			return value, p.full()
+			return none, p.full()
 		}
 		// The worker is that of a runner that runs; when it stops it answers nobody.
 		select {
-		case <-done:
-			return value, err
+		case a := <-answers:
+			return a.value, a.err
 		case <-p.runner.stopped():
-			var none T
 			return none, fmt.Errorf("pool %s: the daemon is stopping: %w", p.uuid, ErrRefused)
 		}
 	})
