@@ -157,6 +157,9 @@ const (
 	// ratioTime is how long it takes to learn the size of our reads, see
 	// Controller.ratio.
 	ratioTime = 3 * time.Second
+	// unlearned is until when nothing can be said of it: where the scrub begins
+	// with tree blocks, the first reads are many small ones.
+	unlearned = 500 * time.Millisecond
 )
 
 type phase uint8
@@ -463,7 +466,12 @@ func (c *Controller) evidence(floor time.Duration) evidence {
 		if reads >= e.reads {
 			// How many reads ours are is learnt, and not constant.
 			share := 0.03
-			if c.learned[d] < ratioTime {
+			switch {
+			case c.learned[d] < unlearned:
+				// Ours may be as small as a stripe of 64 KiB. The disks were quiet
+				// until just now.
+				share = 7
+			case c.learned[d] < ratioTime:
 				share = 0.1
 			}
 			share += 0.3 * math.Abs(c.ratio[d]-1)
@@ -605,7 +613,7 @@ func (c *Controller) suspect(e *evidence, now time.Duration) {
 		for i := first; i <= last; i++ {
 			c.baseReads[d] = max(c.baseReads[d], c.ago(i).devices[d].reads(c.ratio[d]))
 		}
-		c.suspectRatio[d] = c.windowRatio(d)
+		c.suspectRatio[d], _ = c.windowRatio(d)
 	}
 	c.baseBytes = math.Inf(-1)
 	for i := first; i <= last; i++ {
@@ -732,8 +740,8 @@ func (c *Controller) ramp(now time.Duration) {
 func (c *Controller) probing() bool { return c.ramping && c.rate == c.cfg.ProbeRate }
 
 // windowRatio is how many reads the disk did for each 512 KiB of ours in the
-// last seconds; what is known where we read too little to tell.
-func (c *Controller) windowRatio(d int) float64 {
+// last seconds; where we read too little to tell, what is known.
+func (c *Controller) windowRatio(d int) (ratio float64, told bool) {
 	first, last := c.baseline(math.MinInt64)
 	if !c.verified() {
 		first = last // our requests in flight disturb it less
@@ -741,9 +749,9 @@ func (c *Controller) windowRatio(d int) float64 {
 	n, q := &c.newest().devices[d], &c.ago(first).devices[d]
 	own := n.own - q.own
 	if own < 16*ownRead {
-		return c.ratio[d]
+		return c.ratio[d], false
 	}
-	return min(max((n.disk-q.disk)*ownRead/own, 0.25), 8)
+	return min(max((n.disk-q.disk)*ownRead/own, 0.25), 8), true
 }
 
 func (c *Controller) learn() {
@@ -752,14 +760,21 @@ func (c *Controller) learn() {
 	}
 	step := c.newest().now - c.ago(1).now
 	for d := range c.ratio {
-		r := c.windowRatio(d)
-		if r == c.ratio[d] {
+		r, told := c.windowRatio(d)
+		if !told {
 			continue
 		}
 		c.learned[d] = min(c.learned[d]+step, ratioTime)
 		over := max(c.learned[d], window/2)
-		if c.verified() {
+		switch {
+		case c.learned[d] < unlearned && r > c.ratio[d]:
+			over = step
+		case c.verified():
 			over = window
+		case r < 0.8*c.ratio[d]:
+			// Ours have become larger. What is taken for ours and is not hides
+			// others.
+			over = window / 2
 		}
 		c.ratio[d] += (r - c.ratio[d]) * min(float64(step)/float64(over), 1)
 	}

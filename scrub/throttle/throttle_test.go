@@ -163,6 +163,41 @@ func TestIdlePoolLosesLittle(t *testing.T) {
 	}
 }
 
+// TestBeginInTreeBlocks: a scrub whose first reads are small ones takes them for
+// its own, and sees others as soon as it knows what its own are like.
+func TestBeginInTreeBlocks(t *testing.T) {
+	const length, comes = 20 * time.Second, 10 * time.Second
+	small := func(now time.Duration, _ *rand.Rand) uint64 {
+		if now < 600*time.Millisecond {
+			return 128 << 10
+		}
+		return ownRead
+	}
+	for _, psi := range []psiKind{ownCgroupPSI, systemPSI, noPSI} {
+		for _, devices := range []int{1, 2} {
+			t.Run(fmt.Sprintf("psi=%s/devices=%d", psi, devices), func(t *testing.T) {
+				s := simulation{devices: devices, psi: psi, length: length, scrub: true, governed: true, size: small, seed: seed()}
+				s.foregrounds = func() []foreground { return []foreground{during{randomReader{30}, comes, length}} }
+				got := s.run()
+				first := time.Duration(0)
+				for _, m := range got.marks {
+					if m.yielding {
+						first = m.now
+						break
+					}
+				}
+				if first != 0 && first < 3*time.Second {
+					t.Errorf("it yields to itself, after %v", first)
+				}
+				// Without PSI a few reads are told from its own by counting alone.
+				if psi != noPSI && (first < comes || first > comes+2*time.Second) {
+					t.Errorf("it yields first after %v, want %v and soon after", first, comes)
+				}
+			})
+		}
+	}
+}
+
 func TestUrgencyKeepsTheFloor(t *testing.T) {
 	s := simulation{psi: systemPSI, length: 60 * time.Second, scrub: true, governed: true, urgency: 20e6}
 	s.foregrounds = func() []foreground { return []foreground{randomReader{30}} }
