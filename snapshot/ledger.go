@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -83,7 +84,9 @@ type ledger struct {
 	lines   int
 
 	records   []record
-	intents   []intent // that have not ended
+	shared    bool                     // others read them
+	summary   map[string]subvolumeView // of the records; nil: to be found
+	intents   []intent                 // that have not ended
 	success   time.Time
 	scheduled time.Time
 }
@@ -124,11 +127,7 @@ func (l *ledger) apply(e *entry) {
 		l.end(e.Begin.JobID)
 		l.intents = append(l.intents, *e.Begin)
 	case e.Made != nil:
-		if i, known := l.find(e.Made.ID); known {
-			l.records[i] = *e.Made
-		} else {
-			l.records = slices.Insert(l.records, i, *e.Made)
-		}
+		l.made(e.Made)
 	case e.End != "":
 		l.end(e.End)
 	case len(e.Gone) > 0:
@@ -136,12 +135,66 @@ func (l *ledger) apply(e *entry) {
 		for _, id := range e.Gone {
 			gone[id] = true
 		}
+		l.own()
+		l.summary = nil
 		l.records = slices.DeleteFunc(l.records, func(r record) bool { return gone[r.ID] })
 	case e.Success != nil:
 		l.success = *e.Success
 	case e.Scheduled != nil:
 		l.scheduled = *e.Scheduled
 	}
+}
+
+func (l *ledger) made(r *record) {
+	i, known := l.find(r.ID)
+	switch {
+	case known:
+		l.own()
+		l.records[i] = *r
+	case i == len(l.records):
+		// As far as others read, nothing changes.
+		l.records = append(l.records, *r)
+		if l.summary != nil {
+			s := l.summary[r.Subvolume]
+			s.add(r)
+			l.summary[r.Subvolume] = s
+		}
+		return
+	default:
+		l.own()
+		l.records = slices.Insert(l.records, i, *r)
+	}
+	l.summary = nil
+}
+
+// own makes the records ours alone, before one of them changes.
+func (l *ledger) own() {
+	if l.shared {
+		l.records, l.shared = slices.Clone(l.records), false
+	}
+}
+
+// share returns the records for others to read, as they are now.
+func (l *ledger) share() []record {
+	l.shared = true
+	return slices.Clip(l.records)
+}
+
+// summarize counts the records of each subvolume, also of others that have none.
+func (l *ledger) summarize(others ...string) map[string]subvolumeView {
+	if l.summary == nil {
+		l.summary = make(map[string]subvolumeView)
+		for i := range l.records {
+			s := l.summary[l.records[i].Subvolume]
+			s.add(&l.records[i])
+			l.summary[l.records[i].Subvolume] = s
+		}
+	}
+	all := maps.Clone(l.summary)
+	for _, subvolume := range others {
+		all[subvolume] = all[subvolume] // of none too
+	}
+	return all
 }
 
 func (l *ledger) end(jobID string) {
@@ -155,13 +208,26 @@ func (l *ledger) find(id uint64) (index int, known bool) {
 }
 
 // note adds entries, to the disk first.
-func (l *ledger) note(entries ...entry) error {
+func (l *ledger) note(entries ...entry) error { return l.add(entries, (*state.Journal).Append) }
+
+// write adds entries that outlive the process, and after sync a crash of the
+// machine.
+func (l *ledger) write(entries ...entry) error { return l.add(entries, (*state.Journal).Write) }
+
+func (l *ledger) sync() error {
+	if l.journal == nil {
+		return nil
+	}
+	return l.journal.Sync()
+}
+
+func (l *ledger) add(entries []entry, to func(*state.Journal, ...any) error) error {
 	if l.journal != nil {
 		values := make([]any, len(entries))
 		for i := range entries {
 			values[i] = entries[i]
 		}
-		if err := l.journal.Append(values...); err != nil {
+		if err := to(l.journal, values...); err != nil {
 			return err
 		}
 		l.lines += len(entries)

@@ -80,21 +80,10 @@ type subvolumeView struct {
 	newest, oldest time.Time // by the order in which they were made
 }
 
-// summarize counts the records of each subvolume, and of those that are
-// configured or had a failure.
-func summarize(records []record, others ...string) map[string]subvolumeView {
-	all := make(map[string]subvolumeView)
-	for _, subvolume := range others {
-		all[subvolume] = subvolumeView{}
+// add counts one that was made after the others.
+func (s *subvolumeView) add(r *record) {
+	if s.count++; s.count == 1 {
+		s.oldest = r.Taken
 	}
-	for i := range records {
-		r := &records[i]
-		s := all[r.Subvolume]
-		if s.count++; s.count == 1 {
-			s.oldest = r.Taken
-		}
-		s.newest = r.Taken
-		all[r.Subvolume] = s
-	}
-	return all
+	s.newest = r.Taken
 }

@@ -52,6 +52,9 @@ type pool struct {
 type task struct {
 	id string
 	do func(ctx context.Context, p *pool) (Result, error)
+	// then, if it is set, is done after a job that succeeded, for which nobody
+	// waits any more.
+	then func(ctx context.Context, p *pool)
 	// look, where there is no job, answers a question.
 	look func(ctx context.Context)
 }
@@ -92,11 +95,10 @@ func (p *pool) seen() view {
 // publish shows others what the ledger says. Nobody changes a slice or a map of
 // a view.
 func (p *pool) publish() {
-	records := slices.Clone(p.ledger.records)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	known := slices.Concat(p.configured, slices.Collect(maps.Keys(p.view.failures)))
-	p.view.records, p.view.subvolumes, p.view.success = records, summarize(records, known...), p.ledger.success
+	p.view.records, p.view.subvolumes, p.view.success = p.ledger.share(), p.ledger.summarize(known...), p.ledger.success
 	p.view.open = len(p.ledger.intents) > 0
 }
 
@@ -145,6 +147,21 @@ func (p *pool) carryOut(ctx context.Context, t *task) {
 		level.Info(p.runner.logger).Log("msg", result.sentence(), "pool", p.uuid, "job", t.id)
 	}
 	p.runner.end(t.id, result, err)
+	if syncErr := p.ledger.sync(); syncErr != nil {
+		level.Error(p.runner.logger).Log("msg", "what a job on snapshots did could not be noted on the disk", "pool", p.uuid, "job", t.id, "err", syncErr)
+	}
+	if err == nil && t.then != nil {
+		t.then(ctx, p)
+	}
+}
+
+// createTask returns the task of a job that takes snapshots.
+func createTask(id string, o CreateOptions) *task {
+	return &task{
+		id:   id,
+		do:   func(ctx context.Context, p *pool) (Result, error) { return p.create(ctx, id, o) },
+		then: func(ctx context.Context, p *pool) { p.pruneAfter(ctx, id) },
+	}
 }
 
 // tend takes the snapshots that are due, and looks now and then at what became of
@@ -156,9 +173,7 @@ func (p *pool) tend(ctx context.Context) {
 		if err != nil {
 			level.Error(p.runner.logger).Log("msg", "scheduled snapshots are not taken: their job could not be noted", "pool", p.uuid, "err", err)
 		} else {
-			p.carryOut(ctx, &task{id: j.ID, do: func(ctx context.Context, p *pool) (Result, error) {
-				return p.create(ctx, j.ID, CreateOptions{schedule: true})
-			}})
+			p.carryOut(ctx, createTask(j.ID, CreateOptions{schedule: true}))
 		}
 	}
 	if now.Before(p.nextTend) && p.nextTend.Sub(now) <= tendInterval {
@@ -450,7 +465,9 @@ func (p *pool) create(ctx context.Context, jobID string, o CreateOptions) (resul
 	if hookErr == nil && len(result.Failed) == 0 {
 		notes = append(notes, entry{Success: &now})
 	}
-	if err := p.ledger.note(notes...); err != nil {
+	// The snapshots are on the disk, and what was planned is: should the machine
+	// crash before this is, they are found by that. Nobody has to wait for it.
+	if err := p.ledger.write(notes...); err != nil {
 		return result, fmt.Errorf("pool %s: %w", p.uuid, err)
 	}
 	for i := range c.made {
@@ -464,16 +481,16 @@ func (p *pool) create(ctx context.Context, jobID string, o CreateOptions) (resul
 		first := result.Failed[0]
 		return result, fmt.Errorf("pool %s: no snapshot of %d of %d subvolumes, so that nothing is pruned: %s: %s", p.uuid, len(result.Failed), len(sources), nameSubvolume(first.Subvolume), first.Error)
 	}
-	p.pruneAfter(ctx, jobID, &settings, location)
 	return result, nil
 }
 
 // pruneAfter queues a prune if there is something for it to do. It is a job of
 // its own: who waits for a snapshot does not wait for it.
-func (p *pool) pruneAfter(ctx context.Context, jobID string, s *PoolSettings, location *time.Location) {
+func (p *pool) pruneAfter(ctx context.Context, jobID string) {
 	if p.runner.prunable(p.uuid) != nil || ctx.Err() != nil {
 		return
 	}
+	s, location, _ := p.runner.settingsOf(p.uuid)
 	doomed := slices.ContainsFunc(decide(s.Retention, p.ledger.records, location), func(d retention.Decision) bool { return !d.Keep })
 	if !doomed && s.MinFree == 0 {
 		return

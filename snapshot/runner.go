@@ -266,9 +266,7 @@ func (r *Runner) Create(uuid btrfs.UUID, o CreateOptions, requester string) (job
 	if _, err := r.sources(uuid, o); err != nil {
 		return job.Job{}, err
 	}
-	return r.start(uuid, KindCreate, requester, o, func(ctx context.Context, p *pool, id string) (Result, error) {
-		return p.create(ctx, id, o)
-	})
+	return r.start(uuid, KindCreate, requester, o, func(id string) *task { return createTask(id, o) })
 }
 
 // sources returns the subvolumes to take snapshots of.
@@ -289,9 +287,12 @@ func (r *Runner) Delete(uuid btrfs.UUID, name, requester string) (job.Job, error
 	if _, err := r.findOurs(uuid, name); err != nil {
 		return job.Job{}, err
 	}
+	if _, err := r.mounts.find(uuid); err != nil {
+		return job.Job{}, err
+	}
 	request := map[string]string{"name": name}
-	return r.start(uuid, KindDelete, requester, request, func(ctx context.Context, p *pool, _ string) (Result, error) {
-		return p.deleteByName(ctx, name)
+	return r.start(uuid, KindDelete, requester, request, func(id string) *task {
+		return &task{id: id, do: func(ctx context.Context, p *pool) (Result, error) { return p.deleteByName(ctx, name) }}
 	})
 }
 
@@ -318,8 +319,8 @@ func (r *Runner) Prune(uuid btrfs.UUID, requester string) (job.Job, error) {
 	if err := r.prunable(uuid); err != nil {
 		return job.Job{}, err
 	}
-	return r.start(uuid, KindPrune, requester, struct{}{}, func(ctx context.Context, p *pool, _ string) (Result, error) {
-		return p.prune(ctx)
+	return r.start(uuid, KindPrune, requester, struct{}{}, func(id string) *task {
+		return &task{id: id, do: func(ctx context.Context, p *pool) (Result, error) { return p.prune(ctx) }}
 	})
 }
 
@@ -331,32 +332,33 @@ func (r *Runner) prunable(uuid btrfs.UUID) error {
 	return nil
 }
 
-// start queues a job.
-func (r *Runner) start(uuid btrfs.UUID, kind, requester string, request any, do func(context.Context, *pool, string) (Result, error)) (job.Job, error) {
-	p, err := r.mounted(uuid)
+// start queues a job on a pool that is mounted.
+func (r *Runner) start(uuid btrfs.UUID, kind, requester string, request any, newTask func(id string) *task) (job.Job, error) {
+	p, err := r.running(uuid)
 	if err != nil {
 		return job.Job{}, err
 	}
 	if len(p.queue) == cap(p.queue) { // before there is a job that can only fail
 		return job.Job{}, p.full()
 	}
-	j, err := r.jobs.Create(kind, uuid, requester, request)
+	j, err := r.jobs.Add(kind, uuid, requester, request)
 	if err != nil {
 		return j, err
 	}
-	if p.put(&task{id: j.ID, do: func(ctx context.Context, p *pool) (Result, error) { return do(ctx, p, j.ID) }}) {
-		return j, nil
+	if !p.put(newTask(j.ID)) {
+		err = p.full()
+		_, updateErr := r.jobs.Update(j.ID, func(j *job.Job) { j.State, j.Reason = job.Failed, err.Error() })
+		return j, errors.Join(err, updateErr)
 	}
-	err = p.full()
-	_, updateErr := r.jobs.Update(j.ID, func(j *job.Job) { j.State, j.Reason = job.Failed, err.Error() })
-	return j, errors.Join(err, updateErr)
+	// The job begins meanwhile: what it makes it notes by itself before.
+	if err := r.jobs.Sync(); err != nil {
+		level.Error(r.logger).Log("msg", "a job could not be noted on the disk", "pool", uuid, "job", j.ID, "err", err)
+	}
+	return j, nil
 }
 
-// mounted returns what is kept of a pool that is mounted, whose worker runs.
-func (r *Runner) mounted(uuid btrfs.UUID) (*pool, error) {
-	if _, err := r.mounts.find(uuid); err != nil {
-		return nil, err
-	}
+// running returns what is kept of a pool, whose worker runs.
+func (r *Runner) running(uuid btrfs.UUID) (*pool, error) {
 	p, err := r.pool(uuid)
 	if err != nil {
 		return nil, err
@@ -367,6 +369,14 @@ func (r *Runner) mounted(uuid btrfs.UUID) (*pool, error) {
 		return nil, fmt.Errorf("pool %s: the daemon is starting or stopping: %w", uuid, ErrRefused)
 	}
 	return p, nil
+}
+
+// mounted is running for a pool that is mounted.
+func (r *Runner) mounted(uuid btrfs.UUID) (*pool, error) {
+	if _, err := r.mounts.find(uuid); err != nil {
+		return nil, err
+	}
+	return r.running(uuid)
 }
 
 // Wait waits until a job of the runner has ended, and returns it; or until ctx
@@ -393,19 +403,20 @@ func (r *Runner) end(id string, result Result, err error) {
 	sentence := result.sentence()
 	result.trim()
 	text, marshalErr := json.Marshal(result)
-	_, updateErr := r.jobs.Update(id, func(j *job.Job) {
+	_, changeErr := r.jobs.Change(id, func(j *job.Job) {
 		j.State, j.Reason, j.Result = job.Succeeded, sentence, text
 		if err != nil {
 			j.State, j.Reason = job.Failed, err.Error()
 		}
 	})
-	if saveErr := errors.Join(marshalErr, updateErr); saveErr != nil {
-		level.Error(r.logger).Log("msg", "the end of a job could not be noted", "job", id, "err", saveErr)
-	}
 	r.mu.Lock()
 	close(r.changed)
 	r.changed = make(chan struct{})
 	r.mu.Unlock()
+	// What was done is done: nobody waits for its history to be on the disk.
+	if saveErr := errors.Join(marshalErr, changeErr, r.jobs.Sync()); saveErr != nil {
+		level.Error(r.logger).Log("msg", "the end of a job could not be noted", "job", id, "err", saveErr)
+	}
 }
 
 // sentence says what was done.

@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"sync"
 	"time"
@@ -63,14 +62,18 @@ type Event struct {
 // loses the oldest.
 const subscriberEvents = 64
 
-const fileName = "jobs.json"
+const fileName = "jobs.jsonl"
+
+// compactFrom is how many lines the file has at least before it is compacted.
+const compactFrom = 200
 
 // Store holds the jobs. It is safe for concurrent use.
 type Store struct {
-	dir   *state.Dir // nil: nothing is kept
 	limit int
 
 	mu          sync.Mutex
+	journal     *state.Journal // of jobs as they became; nil: nothing is kept
+	lines       int
 	jobs        []Job // the oldest first
 	events      uint64
 	subscribers map[chan Event]bool
@@ -79,37 +82,53 @@ type Store struct {
 // ErrNotFound is returned for a job that there is not.
 var ErrNotFound = errors.New("there is no such job")
 
-// Open reads the history. It keeps at most limit ended jobs of each kind. With an error of
-// kind state.ErrDamaged the store is good, and empty. Jobs that had not ended
-// stay as they were: whoever runs them takes them up again or ends them.
+// Open reads the history. It keeps at most limit ended jobs of each kind. With an
+// error of kind state.ErrDamaged the store is good, but for the jobs that cannot
+// be. Jobs that had not ended stay as they were: whoever runs them takes them up
+// again or ends them.
 func Open(dir *state.Dir, limit int) (*Store, error) {
-	s := &Store{dir: dir, limit: limit, subscribers: make(map[chan Event]bool)}
+	s := &Store{limit: limit, subscribers: make(map[chan Event]bool)}
 	if dir == nil {
 		return s, nil
 	}
-	var jobs []Job
-	err := dir.LoadJSON(fileName, &jobs, func() error {
-		seen := make(map[string]bool)
-		for i := range jobs {
-			j := &jobs[i]
-			if j.ID == "" || seen[j.ID] || !j.State.known() {
-				return fmt.Errorf("job %d (%q, state %q) cannot be", i, j.ID, j.State)
-			}
-			seen[j.ID] = true
+	index := make(map[string]int)
+	var err error
+	s.journal, err = dir.OpenJournal(fileName, func(line []byte) error {
+		var j Job
+		if err := json.Unmarshal(line, &j); err != nil {
+			return err
+		}
+		if j.ID == "" || !j.State.known() {
+			return fmt.Errorf("job %q of state %q cannot be", j.ID, j.State)
+		}
+		s.lines++
+		if i, known := index[j.ID]; known {
+			s.jobs[i] = j
+		} else {
+			index[j.ID] = len(s.jobs)
+			s.jobs = append(s.jobs, j)
 		}
 		return nil
 	})
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
+	if s.journal == nil {
+		return nil, err
 	}
-	if err == nil {
-		s.jobs = jobs
-	}
+	s.forget()
 	return s, err
 }
 
-// Create adds a job that waits.
+// Create adds a job that waits. It is on the disk when Create returns.
 func (s *Store) Create(kind string, pool btrfs.UUID, requester string, request any) (Job, error) {
+	j, err := s.Add(kind, pool, requester, request)
+	if err == nil {
+		err = s.Sync()
+	}
+	return j, err
+}
+
+// Add adds a job that waits. It outlives the process, and after Sync a crash of
+// the machine.
+func (s *Store) Add(kind string, pool btrfs.UUID, requester string, request any) (Job, error) {
 	text, err := json.Marshal(request)
 	if err != nil {
 		return Job{}, fmt.Errorf("create a %s job: %w", kind, err)
@@ -123,17 +142,27 @@ func (s *Store) Create(kind string, pool btrfs.UUID, requester string, request a
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.jobs = append(s.jobs, j)
-	s.forget()
-	if err := s.save(); err != nil {
+	if err := s.write(&j); err != nil {
 		s.jobs = s.jobs[:len(s.jobs)-1]
 		return Job{}, err
 	}
+	s.forget()
 	s.publish("job", j)
 	return j, nil
 }
 
-// Update changes a job. The change stands even where it could not be saved.
+// Update changes a job. The change is on the disk when Update returns; it stands
+// even where it could not be saved.
 func (s *Store) Update(id string, change func(*Job)) (Job, error) {
+	j, err := s.Change(id, change)
+	if err == nil {
+		err = s.Sync()
+	}
+	return j, err
+}
+
+// Change is Update, but that the change is on the disk only after Sync.
+func (s *Store) Change(id string, change func(*Job)) (Job, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	i := slices.IndexFunc(s.jobs, func(j Job) bool { return j.ID == id })
@@ -141,13 +170,21 @@ func (s *Store) Update(id string, change func(*Job)) (Job, error) {
 		return Job{}, fmt.Errorf("job %s: %w", id, ErrNotFound)
 	}
 	change(&s.jobs[i])
-	j := s.jobs[i]
-	if j.State.Ended() && j.Ended.IsZero() {
+	if s.jobs[i].State.Ended() && s.jobs[i].Ended.IsZero() {
 		s.jobs[i].Ended = time.Now().UTC()
-		j = s.jobs[i]
 	}
+	j := s.jobs[i]
 	s.publish("job", j)
-	return j, s.save()
+	s.forget()
+	return j, s.write(&j)
+}
+
+// Sync returns when all jobs are on the disk as they are.
+func (s *Store) Sync() error {
+	if s.journal == nil {
+		return nil
+	}
+	return s.journal.Sync()
 }
 
 // Begin says that a job runs. That is not kept: after a crash it is one that has
@@ -240,9 +277,25 @@ func (s *Store) forget() {
 	}
 }
 
-func (s *Store) save() error {
-	if s.dir == nil {
+// write adds a job, which s.jobs has, to the file as it is now.
+func (s *Store) write(j *Job) error {
+	if s.journal == nil {
 		return nil
 	}
-	return s.dir.SaveJSON(fileName, s.jobs)
+	if err := s.journal.Write(j); err != nil {
+		return err
+	}
+	s.lines++
+	if s.lines < compactFrom || s.lines < 2*len(s.jobs) {
+		return nil
+	}
+	values := make([]any, len(s.jobs))
+	for i := range s.jobs {
+		values[i] = &s.jobs[i]
+	}
+	// What was written stands; where this fails it is tried again with the next.
+	if s.journal.Rewrite(values) == nil {
+		s.lines = len(values)
+	}
+	return nil
 }

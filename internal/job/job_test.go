@@ -3,6 +3,8 @@ package job
 import (
 	"errors"
 	"os"
+	"path/filepath"
+	"reflect"
 	"sync"
 	"testing"
 
@@ -96,14 +98,14 @@ func TestOnlyTheNewestEndedJobsAreKept(t *testing.T) {
 	}
 }
 
-func TestDamagedHistoryIsSetAside(t *testing.T) {
+func TestDamagedHistoryLosesWhatIsDamaged(t *testing.T) {
+	const good = `{"id":"good","kind":"scrub","state":"failed"}` + "\n"
 	for name, text := range map[string]string{
-		"no JSON": "[{", "twice": `[{"id":"a","state":"failed"},{"id":"a","state":"failed"}]`,
-		"no id": `[{"state":"failed"}]`, "unknown state": `[{"id":"a","state":"happy"}]`,
+		"no JSON": "[{", "no id": `{"state":"failed"}`, "unknown state": `{"id":"a","state":"happy"}`, "no object": "1",
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := state.NewDir(t.TempDir())
-			if err := dir.WriteFile(fileName, []byte(text)); err != nil {
+			if err := dir.WriteFile(fileName, []byte(good+text+"\n"+good)); err != nil {
 				t.Fatal(err)
 			}
 			s, err := Open(dir, 10)
@@ -113,8 +115,40 @@ func TestDamagedHistoryIsSetAside(t *testing.T) {
 			if _, err := os.Stat(dir.Path(fileName + ".damaged")); err != nil {
 				t.Error(err)
 			}
+			if jobs := s.List(); len(jobs) != 1 || jobs[0].ID != "good" {
+				t.Errorf("the jobs are %+v", jobs)
+			}
 			create(t, s) // the store is good
 		})
+	}
+}
+
+// The file does not grow with each change, and is compacted without a loss.
+func TestFileStaysSmall(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, 5)
+	waits := create(t, s)
+	most := int64(0)
+	for i := range 3 * compactFrom {
+		j := create(t, s)
+		end(t, s, j.ID)
+		info, err := os.Stat(filepath.Join(dir, fileName))
+		if err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, info.Size())
+		if i%50 == 0 {
+			again := open(t, dir, 5).List()
+			if got := s.List(); !reflect.DeepEqual(got, again) {
+				t.Fatalf("after %d jobs there are\n%+v\nand after a restart\n%+v", i, got, again)
+			}
+		}
+	}
+	if jobs := s.List(); len(jobs) != 6 || jobs[5].ID != waits.ID {
+		t.Errorf("%d jobs are left", len(jobs))
+	}
+	if most > compactFrom*400 {
+		t.Errorf("the file had %d bytes", most)
 	}
 }
 

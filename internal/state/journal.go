@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"sync/atomic"
 )
 
 // maxJournal bounds what is read of a journal, in bytes, and maxJournalLine one
@@ -19,19 +20,20 @@ const (
 )
 
 // Journal is a state file of JSON values, one on each line, that grows at its
-// end. What Append returned without an error outlives a crash; a line that
-// was being written then is gone, and nothing before it. It is for one
-// goroutine at a time, and one process.
+// end. What Write returned without an error outlives the process, and after Sync
+// a crash of the machine; a line that was being written then is gone, and
+// nothing before it. It is for one process, and but for Sync for one goroutine at
+// a time.
 type Journal struct {
 	dir  *Dir
 	name string
-	file *os.File
+	file atomic.Pointer[os.File]
 	size int64
 }
 
 // OpenJournal opens a journal and calls line for each of its lines, the oldest
-// first. One that is not there is empty, and is made by the first Append. Lines that are no JSON, or that line refuses, are
-// left out: then the whole file is copied to NAME.damaged, and the error is
+// first. One that is not there is empty, and is made by the first Write. Lines that
+// are no JSON, or that line refuses, are left out: then the whole file is copied to NAME.damaged, and the error is
 // ErrDamaged; the journal is good all the same.
 func (d *Dir) OpenJournal(name string, line func([]byte) error) (*Journal, error) {
 	file, err := os.OpenFile(d.Path(name), os.O_RDWR, 0)
@@ -41,7 +43,8 @@ func (d *Dir) OpenJournal(name string, line func([]byte) error) (*Journal, error
 	if err != nil {
 		return nil, fmt.Errorf("open state file: %w", err)
 	}
-	j := &Journal{dir: d, name: name, file: file}
+	j := &Journal{dir: d, name: name}
+	j.file.Store(file)
 	good, damaged, err := j.read(line)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("read state file: %w", err), file.Close())
@@ -62,13 +65,13 @@ func (d *Dir) OpenJournal(name string, line func([]byte) error) (*Journal, error
 // read passes all good lines on and returns them, and what is wrong with the
 // first that is not. What follows the last line break was never written whole.
 func (j *Journal) read(line func([]byte) error) (good []byte, damaged, err error) {
-	content := io.LimitReader(j.file, maxJournal+1)
+	content := io.LimitReader(j.file.Load(), maxJournal+1)
 	lines := bufio.NewReader(content)
 	for n := 1; ; n++ {
 		text, err := lines.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
 			if len(text) > 0 {
-				if err := j.file.Truncate(j.size); err != nil {
+				if err := j.file.Load().Truncate(j.size); err != nil {
 					return nil, nil, err
 				}
 			}
@@ -106,8 +109,23 @@ func (d *Dir) keepCopy(name string) error {
 	return d.WriteFile(name+".damaged", data)
 }
 
-// Append adds values. They are on the disk when it returns.
+// Append is Write and Sync. With an error the values are not there.
 func (j *Journal) Append(values ...any) error {
+	before := j.size
+	if err := j.Write(values...); err != nil {
+		return err
+	}
+	err := j.Sync()
+	if err != nil {
+		// What was written of it must not be taken for good later.
+		err = errors.Join(err, j.file.Load().Truncate(before))
+		j.size = before
+	}
+	return err
+}
+
+// Write adds values, all or none of them.
+func (j *Journal) Write(values ...any) error {
 	if len(values) == 0 {
 		return nil
 	}
@@ -115,18 +133,28 @@ func (j *Journal) Append(values ...any) error {
 	if err != nil {
 		return fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err)
 	}
-	if j.file == nil {
+	file := j.file.Load()
+	if file == nil {
 		return j.replace(text)
 	}
-	_, err = j.file.WriteAt(text, j.size)
-	if err == nil {
-		err = j.file.Sync()
-	}
-	if err != nil {
-		// What was written of it must not be taken for good later.
-		return errors.Join(fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err), j.file.Truncate(j.size))
+	if _, err := file.WriteAt(text, j.size); err != nil {
+		return errors.Join(fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err), file.Truncate(j.size))
 	}
 	j.size += int64(len(text))
+	return nil
+}
+
+// Sync returns when all that was written before is on the disk. It may be called
+// by any goroutine at any time.
+func (j *Journal) Sync() error {
+	file := j.file.Load()
+	if file == nil {
+		return nil
+	}
+	// One that was replaced meanwhile is closed; the new one was synced.
+	if err := file.Sync(); err != nil && !errors.Is(err, fs.ErrClosed) {
+		return fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err)
+	}
 	return nil
 }
 
@@ -143,10 +171,10 @@ func (j *Journal) Rewrite(values []any) error {
 func (j *Journal) replace(text []byte) error {
 	file, err := j.dir.replaceFile(j.name, text)
 	if file != nil {
-		if j.file != nil {
-			_ = j.file.Close() // it was synced
+		if old := j.file.Swap(file); old != nil {
+			_ = old.Close() // nothing of it is needed
 		}
-		j.file, j.size = file, int64(len(text))
+		j.size = int64(len(text))
 	}
 	if err != nil {
 		return fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err)
@@ -156,10 +184,11 @@ func (j *Journal) replace(text []byte) error {
 
 // Close closes the file.
 func (j *Journal) Close() error {
-	if j.file == nil {
+	file := j.file.Load()
+	if file == nil {
 		return nil
 	}
-	if err := j.file.Close(); err != nil && !errors.Is(err, fs.ErrClosed) {
+	if err := file.Close(); err != nil && !errors.Is(err, fs.ErrClosed) {
 		return fmt.Errorf("close state file: %w", err)
 	}
 	return nil
@@ -169,8 +198,12 @@ func encodeLines(values []any) ([]byte, error) {
 	var text bytes.Buffer
 	encoder := json.NewEncoder(&text)
 	for _, v := range values {
+		before := text.Len()
 		if err := encoder.Encode(v); err != nil {
 			return nil, err
+		}
+		if n := text.Len() - before; n > maxJournalLine {
+			return nil, fmt.Errorf("a value has %d bytes, more than the %d of a line", n, maxJournalLine)
 		}
 	}
 	return text.Bytes(), nil
