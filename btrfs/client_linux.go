@@ -273,6 +273,13 @@ func (c *Client) ReadSysfsPool(u UUID) (*Pool, error) {
 		return nil, err
 	}
 	defer dir.close()
+	// Nothing holds the mount. This link is the first thing to go at an unmount
+	// and comes after the devices and the label at a mount
+	// (btrfs_sysfs_remove_mounted and btrfs_sysfs_add_mounted in
+	// fs/btrfs/sysfs.c): where it is there before and after, so were they.
+	if !dir.exists("bdi") {
+		return nil, fmt.Errorf("pool %s: %w", u, fs.ErrNotExist)
+	}
 	p := &Pool{UUID: u}
 	c.readSysfs(dir, p)
 	p.Features = dir.features()
@@ -284,9 +291,6 @@ func (c *Client) ReadSysfsPool(u UUID) (*Pool, error) {
 	for i := range p.Devices {
 		p.Devices[i].Errors = dir.deviceErrors(p.Devices[i].ID)
 	}
-	// Nothing holds the mount. This link is the first thing to go at an unmount
-	// and comes after the devices at a mount (btrfs_sysfs_remove_mounted and
-	// btrfs_sysfs_add_mounted in fs/btrfs/sysfs.c).
 	if !dir.exists("bdi") {
 		return nil, fmt.Errorf("pool %s: %w", u, fs.ErrNotExist)
 	}
