@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -147,5 +148,62 @@ func TestSnapshotsOfADaemon(t *testing.T) {
 	}
 	if said := command(1, "plan"); !strings.Contains(said, "no schedule") {
 		t.Errorf("plan: %s", said)
+	}
+}
+
+// TestLowSpacePrunesNoMoreThanItNeeds fills a real pool with snapshots that hold
+// 60 MiB each: as many go as give back what is wanted.
+func TestLowSpacePrunesNoMoreThanItNeeds(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := newSmallPool(t, rig, "attic")
+	must(t, pool.NewSubvolume("@home"))
+	dir := t.TempDir()
+	config, socket := filepath.Join(dir, "config.yml"), filepath.Join(dir, "api.sock")
+	configure := func(minFree string) {
+		t.Helper()
+		must(t, os.WriteFile(config, []byte("snapshots:\n  pools:\n    - pool: attic\n      subvolumes: [\"@home\"]\n"+minFree), 0o600))
+	}
+	configure("")
+	p := startServe(t, 1, []string{
+		"--web.listen-address=127.0.0.1:0", "--config.file=" + config, "--state.dir=" + filepath.Join(dir, "state"), "--api.socket=" + socket,
+	})
+	eventually(t, "the socket is there", func() bool { _, err := os.Stat(socket); return err == nil })
+	command := func(args ...string) string {
+		t.Helper()
+		status, stdout, stderr := runCommandLine(append(append([]string{"snapshot"}, args...), "--api.socket="+socket, "--pool="+pool.UUID)...)
+		if status != 0 {
+			t.Fatalf("snapshot %s: exit status %d\n%s%s", strings.Join(args, " "), status, stdout, stderr)
+		}
+		return stdout
+	}
+	const each = 60 * mib
+	random := newRandom()
+	var made []string
+	for range 5 {
+		must(t, pool.WriteFile("@home/film", each, random))
+		must(t, pool.Sync())
+		made = append(made, strings.TrimSpace(command("create")))
+		must(t, os.Remove(pool.Path("@home/film")))
+		must(t, pool.Sync())
+	}
+	free := func() float64 { return look(t, p, pool.UUID)["btrfs_pool_free_bytes"] }
+	before := free()
+	// Two of them are 120 MiB.
+	want := before + float64(100*mib)
+	configure(fmt.Sprintf("      min_free: %.0f\n", want))
+	if status, body := p.do("POST", "/-/reload"); status != 200 {
+		t.Fatalf("reload: %d %s", status, body)
+	}
+	said := command("prune")
+	for i, path := range made {
+		if _, err := os.Stat(path); os.IsNotExist(err) != (i < 2) {
+			t.Errorf("snapshot %d of %d, the oldest first: %v", i+1, len(made), err)
+		}
+	}
+	if after := free(); after < want {
+		t.Errorf("%.0f bytes are free, before it were %.0f, want %.0f", after, before, want)
+	}
+	if strings.Count(said, "less than min_free") != 2 {
+		t.Errorf("it says\n%s", said)
 	}
 }
