@@ -149,7 +149,7 @@ func (r *Runner) PlanCreate(ctx context.Context, uuid btrfs.UUID, o CreateOption
 		return nil, err
 	}
 	return ask(ctx, p, p.asked, func() (*Plan, error) {
-		f, _, err := r.open(uuid)
+		f, _, err := r.open(uuid, nil)
 		if err != nil {
 			return nil, fmt.Errorf("pool %s: %w: %w", uuid, err, ErrRefused)
 		}

@@ -155,11 +155,12 @@ func (p *pool) carryOut(ctx context.Context, t *task) {
 	}
 }
 
-// createTask returns the task of a job that takes snapshots.
-func createTask(id string, o CreateOptions) *task {
+// createTask returns the task of a job that takes snapshots. found is as in
+// Runner.open.
+func createTask(id string, o CreateOptions, found *btrfs.Mount) *task {
 	return &task{
 		id:   id,
-		do:   func(ctx context.Context, p *pool) (Result, error) { return p.create(ctx, id, o) },
+		do:   func(ctx context.Context, p *pool) (Result, error) { return p.create(ctx, id, o, found) },
 		then: func(ctx context.Context, p *pool) { p.pruneAfter(ctx, id) },
 	}
 }
@@ -173,7 +174,7 @@ func (p *pool) tend(ctx context.Context) {
 		if err != nil {
 			level.Error(p.runner.logger).Log("msg", "scheduled snapshots are not taken: their job could not be noted", "pool", p.uuid, "err", err)
 		} else {
-			p.carryOut(ctx, createTask(j.ID, CreateOptions{schedule: true}))
+			p.carryOut(ctx, createTask(j.ID, CreateOptions{schedule: true}, nil))
 		}
 	}
 	if now.Before(p.nextTend) && p.nextTend.Sub(now) <= tendInterval {
@@ -380,7 +381,7 @@ func (r *record) madeAs(s *btrfs.Subvolume) record {
 }
 
 // create takes snapshots.
-func (p *pool) create(ctx context.Context, jobID string, o CreateOptions) (result Result, err error) {
+func (p *pool) create(ctx context.Context, jobID string, o CreateOptions, found *btrfs.Mount) (result Result, err error) {
 	defer p.publish()
 	now := p.runner.clock.Now()
 	if o.schedule {
@@ -413,7 +414,7 @@ func (p *pool) create(ctx context.Context, jobID string, o CreateOptions) (resul
 		fail(err, sources...)
 		return result, fmt.Errorf("pool %s: %w", p.uuid, err)
 	}
-	f, m, err := p.runner.open(p.uuid)
+	f, m, err := p.runner.open(p.uuid, found)
 	if err != nil {
 		return failAll(err)
 	}

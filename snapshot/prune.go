@@ -238,7 +238,7 @@ func (r *Runner) readReceived(m *btrfs.Mount) ([]btrfs.UUID, error) {
 func (p *pool) prune(ctx context.Context) (result Result, err error) {
 	defer p.publish()
 	fail := func(err error) (Result, error) { return result, fmt.Errorf("pool %s: %w", p.uuid, err) }
-	f, m, err := p.runner.open(p.uuid)
+	f, m, err := p.runner.open(p.uuid, nil)
 	if err != nil {
 		return fail(err)
 	}
@@ -459,7 +459,7 @@ func (p *pool) waitClean(ctx context.Context, f *btrfs.Filesystem) error {
 // deleteByName deletes one snapshot of ours.
 func (p *pool) deleteByName(ctx context.Context, name string) (result Result, err error) {
 	defer p.publish()
-	f, m, err := p.runner.open(p.uuid)
+	f, m, err := p.runner.open(p.uuid, nil)
 	if err != nil {
 		return result, fmt.Errorf("pool %s: %w", p.uuid, err)
 	}

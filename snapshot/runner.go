@@ -236,8 +236,15 @@ func (r *Runner) look() {
 	}
 }
 
-// open opens the top of a pool for changes.
-func (r *Runner) open(uuid btrfs.UUID) (*btrfs.Filesystem, *btrfs.Mount, error) {
+// open opens the top of a pool for changes, by a mount that was found just now,
+// or nil. What it opens is that pool, however old that is: its UUID is read from
+// the open mount.
+func (r *Runner) open(uuid btrfs.UUID, found *btrfs.Mount) (*btrfs.Filesystem, *btrfs.Mount, error) {
+	if found != nil {
+		if f, err := r.client.OpenTop(found); err == nil {
+			return f, found, nil
+		}
+	}
 	m, err := r.mounts.find(uuid)
 	if err != nil {
 		return nil, nil, err
@@ -260,13 +267,14 @@ func (r *Runner) openToRead(uuid btrfs.UUID) (*btrfs.Filesystem, *btrfs.Mount, e
 func (r *Runner) Create(uuid btrfs.UUID, o CreateOptions, requester string) (job.Job, error) {
 	// First: of a pool that is not mounted the label is not known, and so not what
 	// the configuration says of it.
-	if _, err := r.mounts.find(uuid); err != nil {
+	m, err := r.mounts.find(uuid)
+	if err != nil {
 		return job.Job{}, err
 	}
 	if _, err := r.sources(uuid, o); err != nil {
 		return job.Job{}, err
 	}
-	return r.start(uuid, KindCreate, requester, o, func(id string) *task { return createTask(id, o) })
+	return r.start(uuid, KindCreate, requester, o, func(id string) *task { return createTask(id, o, m) })
 }
 
 // sources returns the subvolumes to take snapshots of.
