@@ -192,7 +192,9 @@ func (l *ledger) summarize(others ...string) map[string]subvolumeView {
 	}
 	all := maps.Clone(l.summary)
 	for _, subvolume := range others {
-		all[subvolume] = all[subvolume] // of none too
+		if _, counted := all[subvolume]; !counted {
+			all[subvolume] = subvolumeView{}
+		}
 	}
 	return all
 }

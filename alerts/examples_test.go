@@ -1,0 +1,60 @@
+package alerts
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+func TestPrometheusTakesTheExample(t *testing.T) {
+	dir := t.TempDir()
+	for source, name := range map[string]string{"../examples/prometheus.yml": "prometheus.yml", FileName: FileName} {
+		data, err := os.ReadFile(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said := promtool(t, "check", "config", filepath.Join(dir, "prometheus.yml")); !strings.Contains(said, "1 rule files found") {
+		t.Errorf("promtool says\n%s", said)
+	}
+}
+
+func TestAlertmanagerTakesTheExample(t *testing.T) {
+	const example = "../examples/alertmanager.yml"
+	path, err := exec.LookPath("amtool")
+	if err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("there is no amtool (Debian package prometheus-alertmanager)")
+		}
+		t.Skip("there is no amtool (Debian package prometheus-alertmanager)")
+	}
+	if output, err := exec.Command(path, "check-config", example).CombinedOutput(); err != nil {
+		t.Fatalf("amtool check-config: %v\n%s", err, output)
+	}
+	for _, severity := range []string{critical, warning, info} {
+		output, err := exec.Command(path, "config", "routes", "test", "--config.file="+example, "alertname=BtrfsPoolFillingUp", "severity="+severity).Output()
+		if got := strings.TrimSpace(string(output)); err != nil || got != "mail" {
+			t.Errorf("an alert of severity %s goes to %q: %v", severity, got, err)
+		}
+	}
+	// What it mutes exists.
+	data, err := os.ReadFile(example)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := make(map[string]bool)
+	for _, r := range readRules(t) {
+		known[r.Alert] = true
+	}
+	for _, name := range regexp.MustCompile(`\bBtrfs\w+`).FindAllString(string(data), -1) {
+		if !known[name] {
+			t.Errorf("%s names the alert %s, which there is not", example, name)
+		}
+	}
+}
