@@ -50,6 +50,14 @@ func queried(query, text string) string {
 	return `{{ with printf "` + query + `" $labels.uuid | query }}` + text + `{{ end }}`
 }
 
+// grew is true of a counter that rose within a window, or that appeared meanwhile
+// with something counted: those of scrubs do with the first scrub, and increase
+// does not see that.
+func grew(counter, window string) string {
+	return strings.NewReplacer("COUNTER", counter, "WINDOW", window).Replace(
+		`(increase(COUNTER[WINDOW]) > 0 or COUNTER > 0 unless max_over_time(COUNTER[1w] offset WINDOW))`)
+}
+
 // daysToFull divides the room by what of it is used up in a day. That is the
 // greater of two figures, neither of which one odd day can move: the changes
 // from day to day over a week, of which the quartiles and the median are
@@ -285,7 +293,7 @@ func scrubGroup(t *Thresholds) group {
 			Name: "BtrfsScrubErrorsCorrected", Severity: warning, Keep: "1h",
 			Expr: `(
   btrfs_scrub_corrected_errors_total
-  and increase(btrfs_scrub_corrected_errors_total[1d]) > 0
+  and ` + grew("btrfs_scrub_corrected_errors_total", "1d") + `
 )` + namedDevice,
 			Summary:     `A scrub repaired errors on a device of pool ` + pool,
 			Description: `In the last day a scrub found errors on device ` + device + ` of pool ` + pool + ` on {{ $labels.instance }} and repaired them from another copy; {{ $value }} have been repaired in all. The data is good; the device, its cable or the memory may not be.`,
@@ -295,8 +303,8 @@ func scrubGroup(t *Thresholds) group {
 			Expr: `(
   btrfs_scrub_errors_total{type="uncorrectable"}
   and (
-    increase(btrfs_scrub_errors_total{type="uncorrectable"}[1d]) > 0
-    or increase(btrfs_scrub_errors_total{type="uncorrectable"}[5w]) > 0
+    ` + grew(`btrfs_scrub_errors_total{type="uncorrectable"}`, "1d") + `
+    or ` + grew(`btrfs_scrub_errors_total{type="uncorrectable"}`, "5w") + `
     and on (job, instance, uuid) btrfs_scrub_last_errors > 0
   )
 )` + namedDevice,

@@ -111,6 +111,31 @@ func BenchmarkTenThousand(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
+// BenchmarkHardDisk is the same for one snapshot on a pool of two emulated hard
+// disks, where the ioctl takes as long as it does for most people.
+func BenchmarkHardDisk(b *testing.B) {
+	btrfstest.RequireFUSE(b)
+	rig := btrfstest.New(b)
+	faults, err := rig.NewFaultDir()
+	must(b, err)
+	options := btrfstest.PoolOptions{Data: "raid1", Metadata: "raid1"}
+	for range 2 {
+		disk, err := faults.NewDisk(2 * gib)
+		must(b, err)
+		options.Disks, options.Sizes = append(options.Disks, disk.Disk), append(options.Sizes, 2*gib)
+		defer disk.Heal() // unmounting need not be slow
+		disk.Slow(0, 0)
+	}
+	pool, uuid := newPool(b, rig, options)
+	r := start(b, b.TempDir(), settings(pool))
+	for b.Loop() {
+		bare, ours := bareAndOurs(b, r, pool, uuid, 1)
+		b.ReportMetric(float64(bare.Microseconds())/1e3, "ms/ioctl")
+		b.ReportMetric(float64(ours.Microseconds())/1e3, "ms/job")
+	}
+	b.ReportMetric(0, "ns/op")
+}
+
 // bareAndOurs takes snapshots of some subvolumes by the ioctl and by a job, by
 // turns, and returns the median of each.
 func bareAndOurs(t testing.TB, r *running, pool *btrfstest.Pool, uuid btrfs.UUID, subvolumes int) (bare, ours time.Duration) {
