@@ -51,9 +51,10 @@ type Thresholds struct {
 	// ScrubYield is the share of a day that a scrub gives way.
 	ScrubYield float64
 
-	// SnapshotWarning and SnapshotCritical are since when no snapshots were taken,
-	// where some were.
-	SnapshotWarning, SnapshotCritical time.Duration
+	// SnapshotsWarning and SnapshotsCritical are how many times as long as usual
+	// no snapshots were taken; the usual time is at least SnapshotsLeast.
+	SnapshotsWarning, SnapshotsCritical float64
+	SnapshotsLeast                      time.Duration
 	// Cleaning is for how long the space of deleted subvolumes is being given back.
 	Cleaning time.Duration
 }
@@ -71,6 +72,6 @@ var Default = Thresholds{
 	MetadataWarning: 0.15, MetadataCritical: 0.05,
 	Balance: 0.10, DataFull: 0.90, Concentration: 0.90,
 	ScrubWarning: 35 * day, ScrubCritical: 90 * day, ScrubYield: 0.9,
-	SnapshotWarning: 2 * day, SnapshotCritical: 7 * day,
+	SnapshotsWarning: 3, SnapshotsCritical: 7, SnapshotsLeast: 12 * time.Hour,
 	Cleaning: 12 * time.Hour,
 }

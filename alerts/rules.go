@@ -58,6 +58,11 @@ func grew(counter, window string) string {
 		`(increase(COUNTER[WINDOW]) > 0 or COUNTER > 0 unless max_over_time(COUNTER[1w] offset WINDOW))`)
 }
 
+// deviceErrors is true of a counter that rose in the last day, or while the
+// machine was off before that: errors at a mount are counted before the first
+// scrape.
+const deviceErrors = `(increase(btrfs_device_errors_total[1d]) > 0 or btrfs_device_errors_total > last_over_time(btrfs_device_errors_total[1w] offset 1d))`
+
 // daysToFull divides the room by what of it is used up in a day. That is the
 // greater of two figures, neither of which one odd day can move: the changes
 // from day to day over a week, of which the quartiles and the median are
@@ -136,9 +141,9 @@ func spaceGroup(t *Thresholds) group {
 			Name: "BtrfsPoolMetadataSpaceLow", For: "15m", Keep: "15m",
 			Expr: fmt.Sprintf(`(
   btrfs_pool_metadata_free_bytes
-  < %g * (
+  < on (job, instance, uuid) %g * (
     btrfs_pool_metadata_free_bytes
-    + sum by (job, instance, uuid) (btrfs_allocation_used_bytes{block_group_type=~"metadata|mixed"})
+    + on (job, instance, uuid) sum by (job, instance, uuid) (btrfs_allocation_used_bytes{block_group_type=~"metadata|mixed"})
   )
 )`, share) + named,
 			Summary:     `Pool ` + pool + ` has room for {{ $value | humanize1024 }}B of metadata`,
@@ -159,7 +164,7 @@ func spaceGroup(t *Thresholds) group {
   sum by (job, instance, uuid) (btrfs_allocation_used_bytes{block_group_type="data"})
   / sum by (job, instance, uuid) (btrfs_allocation_size_bytes{block_group_type="data"})
   > %g
-  and btrfs_pool_free_bytes <= 1.01 * (
+  and on (job, instance, uuid) btrfs_pool_free_bytes <= on (job, instance, uuid) 1.01 * (
     sum by (job, instance, uuid) (btrfs_allocation_size_bytes{block_group_type="data"})
     - sum by (job, instance, uuid) (btrfs_allocation_used_bytes{block_group_type="data"})
   )
@@ -168,7 +173,7 @@ func spaceGroup(t *Thresholds) group {
 		Description: `The data block groups of pool ` + pool + ` on {{ $labels.instance }} are {{ $value | humanizePercentage }} full, and the devices have no room for another one.`,
 	})
 	g.Alerts = append(g.Alerts, alert{
-		Name: "BtrfsSpaceStranded", Severity: info, For: "1d", Keep: "1h",
+		Name: "BtrfsSpaceStranded", Severity: info, For: "6h", Keep: "1h",
 		Expr: fmt.Sprintf(`(
   btrfs_pool_free_after_balance_bytes - btrfs_pool_free_bytes
   > %g * btrfs_pool_usable_bytes
@@ -215,10 +220,10 @@ func deviceGroup(t *Thresholds) group {
 			Name: "BtrfsDeviceErrors", Severity: warning, Keep: "1h",
 			Expr: `(
   btrfs_device_errors_total
-  and increase(btrfs_device_errors_total[1h]) > 0
+  and ` + deviceErrors + `
 )` + namedDevice,
 			Summary:     `{{ $labels.type }} errors on a device of pool ` + pool,
-			Description: `Device ` + device + ` of pool ` + pool + ` on {{ $labels.instance }} had {{ $labels.type }} errors in the last hour; {{ $value }} have been counted in all.`,
+			Description: `Device ` + device + ` of pool ` + pool + ` on {{ $labels.instance }} had {{ $labels.type }} errors in the last day; {{ $value }} have been counted in all.`,
 		},
 		{
 			Name: "BtrfsDeviceFailing", Severity: critical, Keep: "1h",
@@ -233,7 +238,7 @@ func deviceGroup(t *Thresholds) group {
 			Name: "BtrfsDeviceErrorsOld", Severity: info, For: "1h",
 			Expr: `(
   btrfs_device_errors_total > 0
-  unless increase(btrfs_device_errors_total[1d]) > 0
+  unless ` + deviceErrors + `
 )` + namedDevice,
 			Summary:     `A device of pool ` + pool + ` once had {{ $labels.type }} errors`,
 			Description: `Device ` + device + ` of pool ` + pool + ` on {{ $labels.instance }} has counted {{ $value }} {{ $labels.type }} errors, none of them in the last day.`,
@@ -242,13 +247,16 @@ func deviceGroup(t *Thresholds) group {
 			Name: "BtrfsPoolReadOnly", Severity: critical, For: "1m", Keep: "10m",
 			Expr: `(
   btrfs_pool_read_only == 1
-  and min_over_time(btrfs_pool_read_only[1w]) == 0
+  and on (job, instance, uuid) (
+    min_over_time(btrfs_pool_read_only[1w]) == 0
+    or ALERTS{alertname="BtrfsPoolReadOnly", alertstate="firing"}
+  )
 )` + named,
 			Summary:     `Pool ` + pool + ` has become read-only`,
 			Description: `Pool ` + pool + ` on {{ $labels.instance }} is mounted read-only and was not before. Unless somebody did it, the kernel met an error.`,
 		},
 		{
-			Name: "BtrfsMetadataConcentrated", Severity: info, For: "1d", Keep: "1h",
+			Name: "BtrfsMetadataConcentrated", Severity: info, For: "6h", Keep: "1h",
 			Expr: fmt.Sprintf(`(
   btrfs_metadata_concentration_ratio > %g
   and on (job, instance, uuid) (
@@ -275,10 +283,11 @@ func scrubGroup(t *Thresholds) group {
 	})...)
 	g.Alerts = append(g.Alerts,
 		alert{
-			Name: "BtrfsScrubNever", Severity: warning, For: "7d", Keep: "1h",
+			Name: "BtrfsScrubNever", Severity: warning, For: "1h", Keep: "1h",
 			Expr: `(
-  btrfs_scrub_state{state="idle"} == 1
+  max by (job, instance, uuid) (btrfs_scrub_state{state=~"idle|waiting|paused|cancelled"} == 1)
   unless on (job, instance, uuid) btrfs_scrub_last_success_timestamp_seconds
+  and on (job, instance, uuid) count_over_time(btrfs_pool_devices[1d] offset 6d)
 )` + named,
 			Summary:     `Pool ` + pool + ` was never scrubbed`,
 			Description: `Pool ` + pool + ` on {{ $labels.instance }} was never scrubbed, as far as is known. What rots is found when its other copy is gone too.`,
@@ -300,16 +309,13 @@ func scrubGroup(t *Thresholds) group {
 		},
 		alert{
 			Name: "BtrfsScrubErrorsUncorrectable", Severity: critical, Keep: "1h",
-			Expr: `(
-  btrfs_scrub_errors_total{type="uncorrectable"}
-  and (
-    ` + grew(`btrfs_scrub_errors_total{type="uncorrectable"}`, "1d") + `
-    or ` + grew(`btrfs_scrub_errors_total{type="uncorrectable"}`, "5w") + `
-    and on (job, instance, uuid) btrfs_scrub_last_errors > 0
-  )
-)` + namedDevice,
+			Expr: `max by (job, instance, uuid) (
+  btrfs_scrub_last_uncorrectable_errors > 0
+  or on (job, instance, uuid)
+  btrfs_scrub_errors_total{type="uncorrectable"} and ` + grew(`btrfs_scrub_errors_total{type="uncorrectable"}`, "1d") + `
+)` + named,
 			Summary:     `Pool ` + pool + ` has errors that cannot be corrected`,
-			Description: `A scrub found errors on device ` + device + ` of pool ` + pool + ` on {{ $labels.instance }} that no other copy could repair. The files are named in the result of the scrub. This fires until a scrub finds none.`,
+			Description: `A scrub of pool ` + pool + ` on {{ $labels.instance }} found errors that no other copy could repair ({{ $value }}). Its result names the files. This fires until a scrub goes to its end and finds none.`,
 		},
 		alert{
 			Name: "BtrfsScrubStarved", Severity: info, For: "1h", Keep: "1h",
@@ -325,24 +331,40 @@ func scrubGroup(t *Thresholds) group {
 
 func snapshotGroup(t *Thresholds) group {
 	g := group{Name: "btrfs-snapshots"}
-	g.Alerts = append(g.Alerts, levels(map[string]time.Duration{warning: t.SnapshotWarning, critical: t.SnapshotCritical}, func(_ string, age time.Duration) alert {
+	// How often they are taken is not known, and is seen: so many times in four
+	// weeks. Who takes one now and then by hand misses none. What fires goes on
+	// until there are some, though those weeks end.
+	g.Alerts = append(g.Alerts, levels(map[string]float64{warning: t.SnapshotsWarning, critical: t.SnapshotsCritical}, func(severity string, missed float64) alert {
 		return alert{
 			Name: "BtrfsSnapshotMissing", For: "15m", Keep: "15m",
-			Expr:        fmt.Sprintf(`(time() - btrfs_snapshot_last_success_timestamp_seconds > %.0f * 86400)`, age.Hours()/24) + named,
+			Expr: strings.NewReplacer("MISSED", fmt.Sprint(missed), "LEAST", fmt.Sprint(missed*t.SnapshotsLeast.Hours()), "SEVERITY", severity).Replace(`(
+  time() - btrfs_snapshot_last_success_timestamp_seconds
+  > clamp_min(MISSED * 4 * 7 * 86400 / (changes(btrfs_snapshot_last_success_timestamp_seconds[4w] offset 1w) > 3), LEAST * 3600)
+  or
+  time() - btrfs_snapshot_last_success_timestamp_seconds > LEAST * 3600
+  and on (job, instance, uuid) ALERTS{alertname="BtrfsSnapshotMissing", severity="SEVERITY", alertstate="firing"}
+)`) + named,
 			Summary:     `Pool ` + pool + ` has had no snapshots for {{ $value | humanizeDuration }}`,
-			Description: `The last time that all snapshots of pool ` + pool + ` on {{ $labels.instance }} were taken was {{ $value | humanizeDuration }} ago.`,
+			Description: `The last time that all snapshots of pool ` + pool + fmt.Sprintf(` on {{ $labels.instance }} were taken was {{ $value | humanizeDuration }} ago, more than %g times as long as usual.`, missed),
 		}
 	})...)
 	g.Alerts = append(g.Alerts,
 		alert{
 			Name: "BtrfsSnapshotFailed", Severity: warning, Keep: "1h",
-			Expr:        `(increase(btrfs_snapshot_failures_total[6h]) > 0)` + named,
+			Expr: `(
+  increase(btrfs_snapshot_failures_total[6h]) > 0
+  or btrfs_snapshot_failures_total > 0 unless btrfs_snapshot_failures_total offset 6h
+)` + named,
 			Summary:     `A snapshot of {{ $labels.subvolume }} of pool ` + pool + ` could not be taken`,
 			Description: `In the last six hours snapshots of subvolume {{ $labels.subvolume }} of pool ` + pool + ` on {{ $labels.instance }} could not be taken, so that nothing was pruned either.`,
 		},
 		alert{
 			Name: "BtrfsSnapshotPruningStuck", Severity: warning, For: "15m", Keep: "15m",
-			Expr:        fmt.Sprintf(`(btrfs_snapshot_cleaning and min_over_time(btrfs_snapshot_cleaning[%.0fh]) > 0)`, t.Cleaning.Hours()) + named,
+			Expr: fmt.Sprintf(`(
+  btrfs_snapshot_cleaning
+  and min_over_time(btrfs_snapshot_cleaning[%[1]gh]) > 0
+  and last_over_time(btrfs_snapshot_cleaning[1h] offset %[1]gh) > 0
+)`, t.Cleaning.Hours()) + named,
 			Summary:     `Pool ` + pool + ` does not give back the space of deleted snapshots`,
 			Description: fmt.Sprintf(`For more than %.0f hours the kernel has been giving back the space of deleted subvolumes of pool `, t.Cleaning.Hours()) + pool + ` on {{ $labels.instance }}; there are still {{ $value }} of them.`,
 		},
@@ -355,29 +377,34 @@ func exporterGroup() group {
 		{
 			Name: "BtrfsGovernorDown", Severity: warning, For: "5m",
 			Expr: `up == 0
-and on (job, instance) last_over_time(btrfs_governor_build_info[1w])`,
+and on (job, instance) (
+  last_over_time(btrfs_governor_build_info[1w])
+  or ALERTS{alertname="BtrfsGovernorDown", alertstate="firing"}
+)`,
 			Summary:     `btrfs-governor on {{ $labels.instance }} does not answer`,
 			Description: `Prometheus cannot scrape btrfs-governor on {{ $labels.instance }}: nothing is known of its pools.`,
 		},
 		{
 			Name: "BtrfsPoolVanished", Severity: warning, For: "5m",
-			Expr: `last_over_time(btrfs_pool_devices[1d])
+			Expr: `last_over_time(btrfs_pool_devices[1w])
 unless btrfs_pool_devices
 unless on (job, instance, uuid) btrfs_scrape_collector_success{collector="read"}
 and on (job, instance) up == 1`,
-			Summary:     `Pool ` + queried("last_over_time(btrfs_pool_info{uuid='%s'}[1d])", `{{ . | first | label "label" }} `) + `({{ $labels.uuid }}) is gone`,
-			Description: `The pool that was mounted on {{ $labels.instance }} in the last day is mounted no more. Unless somebody unmounted it, its disks are gone.`,
+			Summary:     `Pool ` + queried("last_over_time(btrfs_pool_info{uuid='%s'}[1w])", `{{ . | first | label "label" }} `) + `({{ $labels.uuid }}) is gone`,
+			Description: `The pool that was mounted on {{ $labels.instance }} in the last week is mounted no more. Unless somebody unmounted it, its disks are gone.`,
 		},
 		{
 			Name: "BtrfsPoolNotAnswering", Severity: critical, For: "5m", Keep: "5m",
-			Expr:        `btrfs_scrape_collector_success{collector="read"} == 0`,
+			Expr: `btrfs_scrape_collector_success{collector="read"} == 0
+unless on (job, instance, uuid) btrfs_pool_devices`,
 			Summary:     `Pool ` + queried("last_over_time(btrfs_pool_info{uuid='%s'}[1d])", `{{ . | first | label "label" }} `) + `({{ $labels.uuid }}) does not answer`,
 			Description: `The kernel does not say anything about a pool on {{ $labels.instance }}: a disk hangs, or the pool cannot be read.`,
 		},
 		{
 			Name: "BtrfsCollectorFailing", Severity: warning, For: "15m", Keep: "15m",
-			Expr: `btrfs_scrape_collector_success{collector!="read"} == 0
-unless on (job, instance, uuid) btrfs_scrape_collector_success{collector="read"} == 0`,
+			Expr: `btrfs_scrape_collector_success{uuid=""} == 0
+or btrfs_scrape_collector_success{uuid!=""} == 0
+and on (job, instance, uuid) btrfs_pool_devices`,
 			Summary:     `The collector {{ $labels.collector }} on {{ $labels.instance }} fails`,
 			Description: `The collector {{ $labels.collector }} of btrfs-governor on {{ $labels.instance }} lacks something{{ with $labels.uuid }} of pool {{ . }}{{ end }}: its metrics are missing in part or as a whole, and alerts that need them do not fire.`,
 		},

@@ -38,13 +38,16 @@ type checkpoint struct {
 
 // history are facts of the scrubs before, which a new one does not reset.
 type history struct {
-	LastSuccess  time.Time                `json:"last_success,omitzero"`
-	LastFinished time.Time                `json:"last_finished,omitzero"`
-	LastDuration time.Duration            `json:"last_duration_ns"`
-	LastErrors   uint64                   `json:"last_errors"`
-	Yielded      time.Duration            `json:"yielded_ns"`
-	Pauses       map[string]uint64        `json:"pauses,omitempty"`  // by reason
-	Devices      map[string]deviceHistory `json:"devices,omitempty"` // by device UUID
+	LastSuccess  time.Time     `json:"last_success,omitzero"`
+	LastFinished time.Time     `json:"last_finished,omitzero"`
+	LastDuration time.Duration `json:"last_duration_ns"`
+	LastErrors   uint64        `json:"last_errors"`
+	// LastUncorrectable are the uncorrectable errors of the last scrub that went
+	// to its end, or more of one that did not.
+	LastUncorrectable uint64                   `json:"last_uncorrectable,omitempty"`
+	Yielded           time.Duration            `json:"yielded_ns"`
+	Pauses            map[string]uint64        `json:"pauses,omitempty"`  // by reason
+	Devices           map[string]deviceHistory `json:"devices,omitempty"` // by device UUID
 }
 
 // deviceHistory is what was scrubbed on a device before.

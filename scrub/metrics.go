@@ -24,11 +24,12 @@ var (
 
 	latencyDesc = poolDesc("btrfs_scrub_foreground_read_latency_seconds", "Mean latency of the reads of others, while the scrub gives way to them and reads nothing itself.")
 
-	lastStartedDesc  = poolDesc("btrfs_scrub_last_started_timestamp_seconds", "When the current or last scrub began.")
-	lastFinishedDesc = poolDesc("btrfs_scrub_last_finished_timestamp_seconds", "When a scrub last ended, however it did.")
-	lastSuccessDesc  = poolDesc("btrfs_scrub_last_success_timestamp_seconds", "When a scrub last went over all devices to their end.")
-	lastDurationDesc = poolDesc("btrfs_scrub_last_duration_seconds", "How long the scrub that ended last took, without pauses and waiting.")
-	lastErrorsDesc   = poolDesc("btrfs_scrub_last_errors", "Errors that the scrub which ended last found, corrected ones too.")
+	lastStartedDesc       = poolDesc("btrfs_scrub_last_started_timestamp_seconds", "When the current or last scrub began.")
+	lastFinishedDesc      = poolDesc("btrfs_scrub_last_finished_timestamp_seconds", "When a scrub last ended, however it did.")
+	lastSuccessDesc       = poolDesc("btrfs_scrub_last_success_timestamp_seconds", "When a scrub last went over all devices to their end.")
+	lastDurationDesc      = poolDesc("btrfs_scrub_last_duration_seconds", "How long the scrub that ended last took, without pauses and waiting.")
+	lastUncorrectableDesc = poolDesc("btrfs_scrub_last_uncorrectable_errors", "Uncorrectable errors of the last scrub that went to its end, or of a later one that found more before it ended.")
+	lastErrorsDesc        = poolDesc("btrfs_scrub_last_errors", "Errors that the scrub which ended last found, corrected ones too.")
 
 	scrubbedDesc = deviceDesc("btrfs_scrub_bytes_scrubbed_total", "Bytes of the device that scrubs read and checked.")
 	errorsDesc   = deviceDesc("btrfs_scrub_errors_total", "Errors that scrubs found on the device. An uncorrectable error is also counted under what it is.", "type")
@@ -50,7 +51,7 @@ func deviceDesc(name, help string, labels ...string) *prometheus.Desc {
 func (r *Runner) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		stateDesc, progressDesc, etaDesc, yieldDesc, pausesDesc, latencyDesc, lastStartedDesc, lastFinishedDesc, lastSuccessDesc,
-		lastDurationDesc, lastErrorsDesc, scrubbedDesc, errorsDesc, correctDesc, limitDesc, rateDesc, oldestDesc,
+		lastDurationDesc, lastErrorsDesc, lastUncorrectableDesc, scrubbedDesc, errorsDesc, correctDesc, limitDesc, rateDesc, oldestDesc,
 	} {
 		ch <- d
 	}
@@ -116,6 +117,7 @@ func (p *pool) collect(ch chan<- prometheus.Metric) {
 		send(lastFinishedDesc, prometheus.GaugeValue, float64(h.LastFinished.UnixMilli())/1e3)
 		send(lastDurationDesc, prometheus.GaugeValue, h.LastDuration.Seconds())
 		send(lastErrorsDesc, prometheus.GaugeValue, float64(h.LastErrors))
+		send(lastUncorrectableDesc, prometheus.GaugeValue, float64(h.LastUncorrectable))
 	}
 	if !h.LastSuccess.IsZero() {
 		send(lastSuccessDesc, prometheus.GaugeValue, float64(h.LastSuccess.UnixMilli())/1e3)

@@ -533,11 +533,15 @@ func (p *pool) finish(s State, reason string) {
 	p.cp.Finished = now
 	h := &p.cp.History
 	h.LastFinished, h.LastDuration, h.LastErrors = now, p.cp.Active, 0
+	uncorrectable := uint64(0)
 	for i := range p.cp.Devices {
 		h.LastErrors += p.cp.Devices[i].Counters.Errors()
+		uncorrectable += p.cp.Devices[i].Counters.UncorrectableErrors
 	}
+	// One that did not get far does not say that what was lost is back.
+	h.LastUncorrectable = max(h.LastUncorrectable, uncorrectable)
 	if s == Finished {
-		h.LastSuccess = now
+		h.LastSuccess, h.LastUncorrectable = now, uncorrectable
 	}
 	p.mu.Unlock()
 	// The job first: who sees that the scrub has ended finds its result there.

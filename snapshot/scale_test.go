@@ -123,7 +123,7 @@ func BenchmarkHardDisk(b *testing.B) {
 		disk, err := faults.NewDisk(2 * gib)
 		must(b, err)
 		options.Disks, options.Sizes = append(options.Disks, disk.Disk), append(options.Sizes, 2*gib)
-		defer disk.Heal() // unmounting need not be slow
+		b.Cleanup(disk.Heal) // unmounting need not be slow
 		disk.Slow(0, 0)
 	}
 	pool, uuid := newPool(b, rig, options)

@@ -70,7 +70,7 @@ func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client
 func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir *state.Dir, free func(btrfs.UUID) (uint64, error)) (*control, error) {
 	jobs, err := job.Open(dir, keptJobs)
 	if errors.Is(err, state.ErrDamaged) {
-		level.Warn(logger).Log("msg", "The history of jobs begins anew", "err", err)
+		level.Warn(logger).Log("msg", "Jobs are missing in the history", "err", err)
 	} else if err != nil {
 		return nil, err
 	}

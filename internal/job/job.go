@@ -175,7 +175,6 @@ func (s *Store) Change(id string, change func(*Job)) (Job, error) {
 	}
 	j := s.jobs[i]
 	s.publish("job", j)
-	s.forget()
 	return j, s.write(&j)
 }
 
