@@ -162,6 +162,39 @@ func TestStateStaysSmall(t *testing.T) {
 // temporary files, and sets that beside the time in which the devices, side by
 // side, read the batches that each get a checkpoint: with disks of 150 MB/s,
 // and with 3 GB/s each.
+// batchSeconds is how long the batches take in the end on a device that reads so
+// many bytes per second.
+func batchSeconds(rate float64) float64 {
+	size := uint64(DefaultBatchBytes)
+	for {
+		seconds := float64(size) / rate
+		next := nextBatch(size, time.Duration(seconds*float64(time.Second)))
+		if next == size {
+			return seconds
+		}
+		size = next
+	}
+}
+
+func TestBatchesTakeTheirTime(t *testing.T) {
+	for _, tt := range []struct {
+		size uint64
+		took time.Duration
+		want uint64
+	}{
+		{DefaultBatchBytes, 7 * time.Second, DefaultBatchBytes}, // a hard disk
+		{DefaultBatchBytes, 300 * time.Millisecond, 2 * DefaultBatchBytes},
+		{4 * DefaultBatchBytes, 2 * time.Second, 4 * DefaultBatchBytes},
+		{4 * DefaultBatchBytes, 10 * time.Second, 2 * DefaultBatchBytes}, // it gave way
+		{DefaultBatchBytes, time.Hour, DefaultBatchBytes},
+		{maxBatchBytes, time.Millisecond, maxBatchBytes},
+	} {
+		if got := nextBatch(tt.size, tt.took); got != tt.want {
+			t.Errorf("after %d bytes in %v: %d, want %d", tt.size, tt.took, got, tt.want)
+		}
+	}
+}
+
 func BenchmarkCheckpoint(b *testing.B) {
 	for _, bb := range []struct {
 		name    string
@@ -188,8 +221,8 @@ func BenchmarkCheckpoint(b *testing.B) {
 				wait.Wait()
 			}
 			each := b.Elapsed().Seconds() / float64(b.N)
-			b.ReportMetric(100*each/(DefaultBatchBytes/150e6), "%-of-150MB/s")
-			b.ReportMetric(100*each/(DefaultBatchBytes/3e9), "%-of-3GB/s")
+			b.ReportMetric(100*each/batchSeconds(150e6), "%-of-150MB/s")
+			b.ReportMetric(100*each/batchSeconds(3e9), "%-of-3GB/s")
 		})
 	}
 }

@@ -32,7 +32,8 @@ type Config struct {
 	// DefaultStatusDir.
 	StatusDir string
 	// BatchBytes is how much of a device one call of the kernel scrubs: as many
-	// device extents as fit, at least one. 0 is DefaultBatchBytes.
+	// device extents as fit, at least one. 0 is DefaultBatchBytes, and more on a
+	// device that is done with that at once.
 	BatchBytes uint64
 	// Only is the pool to look after, zero is all. The checkpoints of others are
 	// left alone.
@@ -91,6 +92,7 @@ type Runner struct {
 	jobs      *job.Store
 	statusDir string
 	batch     uint64
+	adapts    bool // batches become larger where they take no time
 	only      btrfs.UUID
 	now       func() time.Time
 	changed   chan struct{} // gets a value when the settings changed
@@ -114,7 +116,7 @@ func New(c Config) (*Runner, error) {
 		r.statusDir = DefaultStatusDir
 	}
 	if r.batch == 0 {
-		r.batch = DefaultBatchBytes
+		r.batch, r.adapts = DefaultBatchBytes, true
 	}
 	if r.now == nil {
 		r.now = func() time.Time { return time.Now().UTC() }

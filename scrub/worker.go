@@ -17,6 +17,25 @@ import (
 // in the kernel after a SIGKILL.
 const DefaultBatchBytes = 1 << 30
 
+// A device that is done with a batch in less than batchTime gets larger ones, so
+// that the checkpoints in between do not count.
+const (
+	batchTime     = 1500 * time.Millisecond
+	maxBatchBytes = 16 << 30
+)
+
+// nextBatch returns how much to scrub by a call after one of so many bytes took
+// that long.
+func nextBatch(size uint64, took time.Duration) uint64 {
+	switch {
+	case took < batchTime:
+		return min(2*size, maxBatchBytes)
+	case took > 4*batchTime:
+		return max(size/2, DefaultBatchBytes)
+	}
+	return size
+}
+
 // Outcomes of a worker, beside errors of its device.
 var (
 	errStopped      = errors.New("stopped")
@@ -37,7 +56,8 @@ var (
 // between these steps loses no count and counts nothing twice.
 type worker struct {
 	pass  *pass
-	index int // in checkpoint.Devices
+	index int    // in checkpoint.Devices
+	bytes uint64 // of a batch; 0 is what the runner says
 
 	mu         sync.Mutex
 	filesystem *btrfs.Filesystem // open while a call is under way
@@ -153,7 +173,10 @@ func (w *worker) batch() (done bool, err error) {
 	if d.Pending != nil {
 		return false, w.repair(f, &d)
 	}
-	extents, err := f.DeviceExtents(d.DevID, d.Cursor, p.runner.batch)
+	if w.bytes == 0 {
+		w.bytes = p.runner.batch
+	}
+	extents, err := f.DeviceExtents(d.DevID, d.Cursor, w.bytes)
 	if err != nil {
 		return false, err
 	}
@@ -177,6 +200,9 @@ func (w *worker) batch() (done bool, err error) {
 	found, err := w.call(f, d.DevID, extents[0].Offset, last.Offset+1, size, true)
 	if err != nil {
 		return false, err
+	}
+	if p.runner.adapts {
+		w.bytes = nextBatch(w.bytes, p.runner.now().Sub(began))
 	}
 	found.SuperErrors = 0 // counted before
 	hit := w.locate(f, &d, log, extents, &found)
