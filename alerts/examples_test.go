@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
 )
 
 func TestPrometheusTakesTheExample(t *testing.T) {
@@ -27,13 +29,7 @@ func TestPrometheusTakesTheExample(t *testing.T) {
 
 func TestAlertmanagerTakesTheExample(t *testing.T) {
 	const example = "../examples/alertmanager.yml"
-	path, err := exec.LookPath("amtool")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("there is no amtool (Debian package prometheus-alertmanager)")
-		}
-		t.Skip("there is no amtool (Debian package prometheus-alertmanager)")
-	}
+	path := testprogram.Find(t, "amtool", "prometheus-alertmanager")
 	if output, err := exec.Command(path, "check-config", example).CombinedOutput(); err != nil {
 		t.Fatalf("amtool check-config: %v\n%s", err, output)
 	}

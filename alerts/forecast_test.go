@@ -1,7 +1,6 @@
 package alerts
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,9 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +18,7 @@ import (
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
+	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
 )
 
 const historyDays = 60
@@ -318,13 +316,7 @@ type prometheus struct{ address string }
 // startPrometheus starts one that has the histories.
 func startPrometheus(t *testing.T, all []history, begin time.Time) *prometheus {
 	t.Helper()
-	binary, err := exec.LookPath("prometheus")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("there is no prometheus (Debian package prometheus)")
-		}
-		t.Skip("there is no prometheus (Debian package prometheus)")
-	}
+	binary := testprogram.Find(t, "prometheus", "prometheus")
 	dir := t.TempDir()
 	input := filepath.Join(dir, "input.om")
 	if err := os.WriteFile(input, openMetrics(all, begin), 0o600); err != nil {
@@ -335,41 +327,7 @@ func startPrometheus(t *testing.T, all []history, begin time.Time) *prometheus {
 	if err := os.WriteFile(config, []byte("global: {}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), binary, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"),
-		"--storage.tsdb.retention.time=1y", "--web.listen-address=127.0.0.1:0", "--query.lookback-delta=5m")
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ready := make(chan string, 1)
-	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		address := ""
-		listening := regexp.MustCompile(`msg="Listening on" address=(\S+)`)
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			if m := listening.FindStringSubmatch(lines.Text()); m != nil {
-				address = m[1]
-			}
-			if strings.Contains(lines.Text(), "Server is ready to receive web requests") {
-				ready <- address
-			}
-		}
-		close(ready)
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-read
-		_ = cmd.Wait()
-	})
-	address := <-ready
-	if address == "" {
-		t.Fatal("Prometheus does not start")
-	}
-	return &prometheus{address}
+	return &prometheus{testprogram.Serve(t, binary, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--storage.tsdb.retention.time=1y")}
 }
 
 // openMetrics has a sample of each history each ten minutes.

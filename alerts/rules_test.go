@@ -12,6 +12,8 @@ import (
 	"testing"
 
 	"gopkg.in/yaml.v3"
+
+	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
 )
 
 //go:generate go test -count=1 -run ^TestFileIsUpToDate$ . -update
@@ -82,14 +84,7 @@ func readRules(t *testing.T) []rule {
 // promtool runs promtool of Debian's Prometheus.
 func promtool(t *testing.T, args ...string) string {
 	t.Helper()
-	path, err := exec.LookPath("promtool")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("there is no promtool (Debian package prometheus)")
-		}
-		t.Skip("there is no promtool (Debian package prometheus)")
-	}
-	output, err := exec.Command(path, args...).CombinedOutput()
+	output, err := exec.Command(testprogram.Find(t, "promtool", "prometheus"), args...).CombinedOutput()
 	if err != nil {
 		t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, output)
 	}

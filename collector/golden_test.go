@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
 )
 
 //go:generate go test -count=1 -run ^TestGolden . -update
@@ -121,13 +122,7 @@ func sorted(exposition string) []string {
 }
 
 func TestGoldenExpositionsPassPromtool(t *testing.T) {
-	promtool, err := exec.LookPath("promtool")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("there is no promtool (Debian package prometheus)")
-		}
-		t.Skip("there is no promtool (Debian package prometheus)")
-	}
+	promtool := testprogram.Find(t, "promtool", "prometheus")
 	for _, name := range recordedNames(t) {
 		text, err := os.ReadFile(filepath.Join(goldenDir, name+".prom"))
 		if err != nil {

@@ -55,7 +55,7 @@ func (p *pool) startPass(g *governor) *pass {
 		if d.Started.IsZero() {
 			d.Started = a.began
 		}
-		a.workers = append(a.workers, &worker{pass: a, index: i})
+		a.workers = append(a.workers, &worker{pass: a, index: i, bytes: p.runner.batch})
 	}
 	p.pass = a
 	p.mu.Unlock()

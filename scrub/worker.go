@@ -57,7 +57,7 @@ var (
 type worker struct {
 	pass  *pass
 	index int    // in checkpoint.Devices
-	bytes uint64 // of a batch; 0 is what the runner says
+	bytes uint64 // how much the next batch should have, see nextBatch
 
 	mu         sync.Mutex
 	filesystem *btrfs.Filesystem // open while a call is under way
@@ -172,9 +172,6 @@ func (w *worker) batch() (done bool, err error) {
 	d := p.device(w.index)
 	if d.Pending != nil {
 		return false, w.repair(f, &d)
-	}
-	if w.bytes == 0 {
-		w.bytes = p.runner.batch
 	}
 	extents, err := f.DeviceExtents(d.DevID, d.Cursor, w.bytes)
 	if err != nil {

@@ -1,14 +1,12 @@
 package main
 
 import (
-	"bufio"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/btrfs-governor/btrfs-governor/alerts"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
+	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
 )
 
 // message is what Alertmanager sends to a webhook, as far as it matters here.
@@ -58,43 +57,6 @@ func (p *person) says(what string) (description string, ok bool) {
 	return description, ok
 }
 
-// startDebian starts Prometheus or Alertmanager of Debian, and returns its address.
-func startDebian(t *testing.T, program string, args ...string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatalf("there is no %s (Debian package)", program)
-		}
-		t.Skipf("there is no %s (Debian package)", program)
-	}
-	cmd := exec.Command(path, append(args, "--web.listen-address=127.0.0.1:0")...)
-	stderr, err := cmd.StderrPipe()
-	must(t, err)
-	must(t, cmd.Start())
-	listening, read := make(chan string, 1), make(chan struct{})
-	go func() {
-		defer close(read)
-		found := regexp.MustCompile(`Listening on"? address=(\S+)`)
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			if m := found.FindStringSubmatch(lines.Text()); m != nil {
-				listening <- m[1]
-			}
-		}
-		close(listening)
-	}()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-read
-		_ = cmd.Wait()
-	})
-	address, ok := <-listening
-	if !ok {
-		t.Fatalf("%s does not listen", program)
-	}
-	return address
-}
-
 // TestWhatHappensReachesAPerson has real Prometheus and Alertmanager tell of what
 // happens to a real pool: a block is corrupted and found by a scrub, and a device
 // goes missing.
@@ -132,7 +94,7 @@ func TestWhatHappensReachesAPerson(t *testing.T) {
 		}
 		return write(name, strings.NewReplacer(changes...).Replace(string(data)))
 	}
-	alertmanager := startDebian(t, "prometheus-alertmanager", "--cluster.listen-address=", "--storage.path="+filepath.Join(dir, "am"),
+	alertmanager := testprogram.Serve(t, testprogram.Find(t, "prometheus-alertmanager", "prometheus-alertmanager"), "--cluster.listen-address=", "--storage.path="+filepath.Join(dir, "am"),
 		"--config.file="+example("alertmanager.yml",
 			"group_wait: 30s", "group_wait: 0s", "group_wait: 10s", "group_wait: 0s", "group_interval: 5m", "group_interval: 1s",
 			"email_configs:\n      - to: root@example.org", "webhook_configs:\n      - url: "+server.URL,
@@ -141,7 +103,7 @@ func TestWhatHappensReachesAPerson(t *testing.T) {
 	rules, err := alerts.Files.ReadFile(alerts.FileName)
 	must(t, err)
 	write(alerts.FileName, regexp.MustCompile(`keep_firing_for: \w+`).ReplaceAllString(string(rules), "keep_firing_for: 1s"))
-	prometheus := startDebian(t, "prometheus", "--storage.tsdb.path="+filepath.Join(dir, "tsdb"),
+	prometheus := testprogram.Serve(t, testprogram.Find(t, "prometheus", "prometheus"), "--storage.tsdb.path="+filepath.Join(dir, "tsdb"),
 		"--config.file="+example("prometheus.yml",
 			"scrape_interval: 1m", "scrape_interval: 1s", "scrape_timeout: 10s", "scrape_timeout: 1s", "evaluation_interval: 1m", "evaluation_interval: 1s",
 			"localhost:9093", alertmanager, "localhost:10134", serve.addrs[0]))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
+	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
 	"github.com/btrfs-governor/btrfs-governor/snapshot/retention"
 )
 
@@ -122,12 +123,7 @@ func mondaysCase(rng *rand.Rand, i int, now time.Time) btrbkCase {
 // we those that have one. So ours are more, and those that are more are the first
 // of a period that lies further back than the count.
 func TestAgreesWithBtrbk(t *testing.T) {
-	if _, err := exec.LookPath("btrbk"); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip("btrbk is not installed")
-	}
+	testprogram.Find(t, "btrbk", "btrbk")
 	rig := btrfstest.New(t)
 	pool, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{8 << 30}})
 	must(t, err)
