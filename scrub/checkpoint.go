@@ -25,6 +25,7 @@ type checkpoint struct {
 	Finished  time.Time     `json:"finished,omitzero"`
 	Active    time.Duration `json:"active_ns"`
 	Yielded   time.Duration `json:"yielded_ns"`
+	Urged     time.Duration `json:"urged_ns,omitempty"`
 	Pauses    uint64        `json:"pauses"`
 
 	Devices []deviceCheckpoint `json:"devices"`
@@ -46,6 +47,7 @@ type history struct {
 	// to its end, or more of one that did not.
 	LastUncorrectable uint64                   `json:"last_uncorrectable,omitempty"`
 	Yielded           time.Duration            `json:"yielded_ns"`
+	Urged             time.Duration            `json:"urged_ns,omitempty"`
 	Pauses            map[string]uint64        `json:"pauses,omitempty"`  // by reason
 	Devices           map[string]deviceHistory `json:"devices,omitempty"` // by device UUID
 }
@@ -163,6 +165,7 @@ func (c *checkpoint) next(pool btrfs.UUID, jobID, requester string, o Options, n
 		h.Devices[d.UUID.String()] = old
 	}
 	h.Yielded += c.Yielded
+	h.Urged += c.Urged
 	return checkpoint{
 		Version: checkpointVersion, Pool: pool, JobID: jobID, Requester: requester, Options: o,
 		State: Waiting, Requested: now, SpeedMax: c.SpeedMax, History: h,

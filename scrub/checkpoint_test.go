@@ -147,6 +147,26 @@ func largeState(damaged bool) checkpoint {
 	return cp
 }
 
+func TestEndSaysWhatADeadlineCost(t *testing.T) {
+	for _, tt := range []struct {
+		options Options
+		urged   time.Duration
+		ended   time.Time
+		want    string
+	}{
+		{Options{Mode: Auto}, 0, day(2), ""},
+		{Options{Mode: Auto, Deadline: day(3)}, 0, day(2), "; done within its deadline, at nobody's cost"},
+		{Options{Mode: Auto, Deadline: day(3)}, 83 * time.Second, day(2), "; done within its deadline, for which it went on beside others for 1m23s"},
+		{Options{Mode: Auto, Deadline: day(1)}, time.Hour, day(2), "; done 24h0m0s after its deadline, for which it went on beside others for 1h0m0s"},
+		{Options{Mode: Full, Deadline: day(3)}, 0, day(2), "; done within its deadline"},
+	} {
+		cp := checkpoint{Options: tt.options, Urged: tt.urged}
+		if got := cp.deadlineCost(tt.ended); got != tt.want {
+			t.Errorf("%+v, urged %s, ended %s: %q, want %q", tt.options, tt.urged, tt.ended, got, tt.want)
+		}
+	}
+}
+
 func TestStateStaysSmall(t *testing.T) {
 	cp := largeState(true)
 	text, err := json.Marshal(&cp)
@@ -158,10 +178,6 @@ func TestStateStaysSmall(t *testing.T) {
 	}
 }
 
-// BenchmarkCheckpoint saves the state of a scrub, durably, in the directory for
-// temporary files, and sets that beside the time in which the devices, side by
-// side, read the batches that each get a checkpoint: with disks of 150 MB/s,
-// and with 3 GB/s each.
 // batchSeconds is how long the batches take in the end on a device that reads so
 // many bytes per second.
 func batchSeconds(rate float64) float64 {
@@ -195,6 +211,10 @@ func TestBatchesTakeTheirTime(t *testing.T) {
 	}
 }
 
+// BenchmarkCheckpoint saves the state of a scrub, durably, in the directory for
+// temporary files, and sets that beside the time in which the devices, side by
+// side, read the batches that each get a checkpoint: with disks of 150 MB/s,
+// and with 3 GB/s each.
 func BenchmarkCheckpoint(b *testing.B) {
 	for _, bb := range []struct {
 		name    string

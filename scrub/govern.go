@@ -16,6 +16,7 @@ type governor struct {
 	sampler    *throttle.Sampler
 	sample     throttle.Sample
 	last       time.Time
+	urged      bool // by the last decision
 	latency    latencyMeter
 	peak       uint64 // the highest rate of the pool so far, bytes per second
 	fault      bool   // one was logged
@@ -77,12 +78,17 @@ func (p *pool) steer(a *pass, g *governor) {
 
 	p.mu.Lock()
 	was := p.yielding
+	if since := now.Sub(g.last); !g.last.IsZero() {
+		switch {
+		case g.urged:
+			p.cp.Urged += since
+		case was:
+			p.cp.Yielded += since
+		}
+	}
+	g.last, g.urged = now, d.Urged
 	p.yielding, p.why = d.Yielding, d.Reason
 	p.latency = latency
-	if was && !g.last.IsZero() {
-		p.cp.Yielded += now.Sub(g.last)
-	}
-	g.last = now
 	p.mu.Unlock()
 	if was != d.Yielding {
 		level.Debug(p.runner.logger).Log("msg", "scrub", "pool", p.uuid, "yielding", d.Yielding, "reason", d.Reason)

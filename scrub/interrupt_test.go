@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -158,6 +160,116 @@ func TestCountersAreExactThroughInterruptions(t *testing.T) {
 	if after := speedMax(t, pool); fmt.Sprint(after) != fmt.Sprint(before) {
 		t.Errorf("scrub_speed_max is %v, and was %v", after, before)
 	}
+}
+
+// TestAtMostOneBatchIsScrubbedAgainAfterSIGKILL has the kernel say how much was
+// read: each copy once, and for each SIGKILL one batch of each device more.
+func TestAtMostOneBatchIsScrubbedAgainAfterSIGKILL(t *testing.T) {
+	const kills = 3
+	rig := btrfstest.New(t)
+	// Device extents of a tenth of a device, so that a scrub has many batches.
+	pool, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{2 * gib, 2 * gib}, Data: "raid1", Metadata: "raid1"})
+	must(t, err)
+	for i := range 8 {
+		must(t, pool.WriteFile(fmt.Sprint(i), 200*mib, rand.New(rand.NewPCG(1, uint64(i)))))
+	}
+	must(t, pool.DropCaches())
+	uuid := uuidOf(t, pool)
+	d := newDirs(t)
+	once := bytesRead(t, pool)
+	reference(t, pool, "-r")
+	for i, n := range bytesRead(t, pool) {
+		once[i] = n - once[i]
+	}
+	largest := largestDeviceExtent(t, pool)
+
+	r := start(t, d)
+	r.begin(uuid, scrub.Options{Mode: scrub.Limit, Limit: 300 << 20})
+	r.stop()
+	before := bytesRead(t, pool)
+	for i := range kills {
+		p := spawn(t, d)
+		// It is killed when it is in its second batch.
+		reads := bytesRead(t, pool)
+		for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+			now := bytesRead(t, pool)
+			if now[0]-reads[0] > largest*9/8 && now[1]-reads[1] > largest*9/8 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("kill %d: the scrub does not go on\n%s", i, p.log.String())
+			}
+		}
+		p.end(syscall.SIGKILL)
+	}
+	r = start(t, d)
+	s := r.finish(uuid)
+	if s.State != scrub.Finished {
+		t.Fatalf("it ended as %s: %s", s.State, s.Reason)
+	}
+	for i, n := range bytesRead(t, pool) {
+		read := n - before[i]
+		// Beside the batches: the trees that a start reads.
+		if most := once[i] + kills*(largest+16*uint64(mib)); read > most {
+			t.Errorf("device %d: %d bytes were read, and at most %d with one batch of %d more for each of %d kills", i+1, read, most, largest, kills)
+		}
+		t.Logf("device %d: one scrub reads %d bytes; with %d kills %d, %.2f batches more for each", i+1, once[i], kills, read, float64(read-once[i])/float64(largest)/kills)
+	}
+}
+
+// largestDeviceExtent returns the bytes of the largest device extent of a pool.
+func largestDeviceExtent(t *testing.T, pool *btrfstest.Pool) (largest uint64) {
+	t.Helper()
+	f, err := btrfs.OpenFilesystem(pool.Mountpoint)
+	must(t, err)
+	defer f.Close()
+	for _, disk := range pool.Disks {
+		for next := uint64(0); ; {
+			extents, err := f.DeviceExtents(disk.DevID, next, 1)
+			must(t, err)
+			if len(extents) == 0 {
+				break
+			}
+			for _, e := range extents {
+				largest = max(largest, e.Length)
+				next = e.Offset + e.Length
+			}
+		}
+	}
+	return largest
+}
+
+// bytesRead returns what has been read of each disk of a pool, as the kernel
+// counts it.
+func bytesRead(t testing.TB, pool *btrfstest.Pool) []uint64 {
+	t.Helper()
+	var all []uint64
+	for _, disk := range pool.Disks {
+		text, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(disk.Loop), "stat"))
+		must(t, err)
+		fields := strings.Fields(string(text))
+		if len(fields) < 3 {
+			t.Fatalf("%s: %q", disk.Loop, text)
+		}
+		sectors, err := strconv.ParseUint(fields[2], 10, 64)
+		must(t, err)
+		all = append(all, sectors*512)
+	}
+	return all
+}
+
+// inKernel tells whether the kernel scrubs a device of a pool.
+func inKernel(t testing.TB, pool *btrfstest.Pool) bool {
+	t.Helper()
+	f, err := btrfs.OpenFilesystem(pool.Mountpoint)
+	must(t, err)
+	defer f.Close()
+	for _, disk := range pool.Disks {
+		if _, err := f.ScrubProgress(disk.DevID); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // unmountWhenFree unmounts a pool as soon as a paused scrub lets go of it.

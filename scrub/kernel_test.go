@@ -32,7 +32,7 @@ const (
 	patience = 60 * time.Second
 )
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -42,17 +42,25 @@ func must(t *testing.T, err error) {
 // dirs are what outlives a daemon.
 type dirs struct{ state, status string }
 
-func newDirs(t *testing.T) dirs { return dirs{t.TempDir(), t.TempDir()} }
+func newDirs(t testing.TB) dirs {
+	t.Helper()
+	// A Unix socket's path has 107 bytes at most, and that of t.TempDir has the
+	// name of the test.
+	status, err := os.MkdirTemp("", "status")
+	must(t, err)
+	t.Cleanup(func() { must(t, os.RemoveAll(status)) })
+	return dirs{t.TempDir(), status}
+}
 
 // running is a runner that runs.
 type running struct {
 	*scrub.Runner
-	t    *testing.T
+	t    testing.TB
 	jobs *job.Store
 	stop func()
 }
 
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(b []byte) (int, error) {
 	l.t.Log(strings.TrimSpace(string(b)))
@@ -60,12 +68,12 @@ func (l testLog) Write(b []byte) (int, error) {
 }
 
 // start starts a runner, which ends with the test.
-func start(t *testing.T, d dirs) *running {
+func start(t testing.TB, d dirs) *running {
 	t.Helper()
 	return startWith(t, d, func(*scrub.Config) {})
 }
 
-func startWith(t *testing.T, d dirs, change func(*scrub.Config)) *running {
+func startWith(t testing.TB, d dirs, change func(*scrub.Config)) *running {
 	t.Helper()
 	dir := state.NewDir(d.state)
 	jobs, err := job.Open(dir, 100)
@@ -91,7 +99,7 @@ func startWith(t *testing.T, d dirs, change func(*scrub.Config)) *running {
 	return &running{r, t, jobs, stop}
 }
 
-func uuidOf(t *testing.T, p *btrfstest.Pool) btrfs.UUID {
+func uuidOf(t testing.TB, p *btrfstest.Pool) btrfs.UUID {
 	t.Helper()
 	u, err := btrfs.ParseUUID(p.UUID)
 	must(t, err)

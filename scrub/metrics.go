@@ -20,6 +20,7 @@ var (
 	etaDesc      = poolDesc("btrfs_scrub_eta_seconds", "When the running scrub is done if it goes on as so far, from now.")
 
 	yieldDesc  = poolDesc("btrfs_scrub_yield_seconds_total", "Time for which scrubs gave way.", "reason")
+	urgedDesc  = poolDesc("btrfs_scrub_urged_seconds_total", "Time for which scrubs would have given way, and went on to meet their deadline.")
 	pausesDesc = poolDesc("btrfs_scrub_pauses_total", "Pauses of scrubs.", "reason")
 
 	latencyDesc = poolDesc("btrfs_scrub_foreground_read_latency_seconds", "Mean latency of the reads of others, while the scrub gives way to them and reads nothing itself.")
@@ -50,7 +51,7 @@ func deviceDesc(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (r *Runner) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		stateDesc, progressDesc, etaDesc, yieldDesc, pausesDesc, latencyDesc, lastStartedDesc, lastFinishedDesc, lastSuccessDesc,
+		stateDesc, progressDesc, etaDesc, yieldDesc, urgedDesc, pausesDesc, latencyDesc, lastStartedDesc, lastFinishedDesc, lastSuccessDesc,
 		lastDurationDesc, lastErrorsDesc, lastUncorrectableDesc, scrubbedDesc, errorsDesc, correctDesc, limitDesc, rateDesc, oldestDesc,
 	} {
 		ch <- d
@@ -106,6 +107,7 @@ func (p *pool) collect(ch chan<- prometheus.Metric) {
 	}
 	if !s.Foreign {
 		send(yieldDesc, prometheus.CounterValue, (h.Yielded + s.Yielded).Seconds(), "foreground")
+		send(urgedDesc, prometheus.CounterValue, (h.Urged + s.Urged).Seconds())
 		for reason, n := range h.Pauses {
 			send(pausesDesc, prometheus.CounterValue, float64(n), reason)
 		}

@@ -241,6 +241,9 @@ func (a *pass) cancelOnce() {
 	a.cancels++
 	a.cancelling++
 	a.mu.Unlock()
+	for _, w := range a.workers {
+		w.wake()
+	}
 	err = f.CancelScrub()
 	a.mu.Lock()
 	a.cancelling--

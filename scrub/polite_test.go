@@ -24,7 +24,7 @@ import (
 )
 
 // cleanPool makes a RAID1 pool with some data on plain disks.
-func cleanPool(t *testing.T, rig *btrfstest.Rig, disks ...*btrfstest.Disk) *btrfstest.Pool {
+func cleanPool(t testing.TB, rig *btrfstest.Rig, disks ...*btrfstest.Disk) *btrfstest.Pool {
 	t.Helper()
 	o := btrfstest.PoolOptions{Disks: disks, Data: "raid1", Metadata: "raid1"}
 	for range 2 - len(disks) {
@@ -53,10 +53,19 @@ func TestPauseIsQuietAndResumeGoesOn(t *testing.T) {
 	r.until(uuid, "it runs", isRunning)
 	_, err := r.Pause(uuid)
 	must(t, err)
-	// A paused scrub lets go of the pool: no scrub runs in the kernel, and it
-	// can be unmounted.
+	// A paused scrub lets go of the pool: no scrub runs in the kernel, nothing
+	// reads the disks, and it can be unmounted.
 	r.until(uuid, "it is paused", func(s *scrub.Status) bool { return s.State == scrub.Paused })
+	if inKernel(t, pool) {
+		t.Error("it is said to be paused, and a scrub runs in the kernel")
+	}
+	before := bytesRead(t, pool)
 	must(t, pool.Unmount())
+	for i, n := range bytesRead(t, pool) {
+		if n > before[i]+uint64(mib) { // what the unmount reads
+			t.Errorf("device %d: %d bytes were read while the scrub was paused", i+1, n-before[i])
+		}
+	}
 	must(t, pool.Mount())
 	_, err = r.Resume(uuid)
 	must(t, err)
@@ -259,6 +268,38 @@ func TestHungDiskBlocksNobody(t *testing.T) {
 	disk.Release()
 	if s := r.finish(uuidOf(t, hung)); s.State != scrub.Cancelled {
 		t.Errorf("it ended as %s: %s", s.State, s.Reason)
+	}
+}
+
+func TestRepairThatTheFullStoreOfADiskRefusesIsNotCounted(t *testing.T) {
+	rig := btrfstest.New(t)
+	store, err := rig.NewStore(600 * mib)
+	must(t, err)
+	thin, err := store.NewDisk(gib)
+	must(t, err)
+	pool := cleanPool(t, rig, thin)
+	must(t, pool.WriteFile("photo", 4*mib, rand.New(rand.NewPCG(5, 5))))
+	must(t, pool.Sync())
+	places, err := pool.Physical("photo", 0)
+	must(t, err)
+	for _, place := range places {
+		if place.DevID == thin.DevID {
+			must(t, thin.Forget(place.Physical, 4096))
+		}
+	}
+	must(t, store.Fill())
+	r := start(t, newDirs(t))
+	uuid := uuidOf(t, pool)
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	s := r.finish(uuid)
+	if c := s.Counters(); c.CsumErrors != 1 || c.CorrectedErrors != 0 {
+		t.Errorf("%d checksum errors, %d corrected; want 1 and 0, for there is no room to write", c.CsumErrors, c.CorrectedErrors)
+	}
+	must(t, store.Drain())
+	r.begin(uuid, scrub.Options{Mode: scrub.Full})
+	s = r.finish(uuid)
+	if c := s.Counters(); c.CsumErrors != 1 || c.CorrectedErrors != 1 {
+		t.Errorf("afterwards %d checksum errors, %d corrected; want 1 and 1", c.CsumErrors, c.CorrectedErrors)
 	}
 }
 

@@ -394,12 +394,13 @@ func (p *pool) runPass(ctx context.Context) error {
 
 	stopped := a.outcome()
 	if stopped != nil {
-		// It may take as long as a disk hangs.
-		waited := time.AfterFunc(stopPatience, func() {
-			level.Warn(p.runner.logger).Log("msg", "a disk does not answer: the scrub ends when it does", "pool", p.uuid)
-		})
-		a.cancelCalls()
-		waited.Stop()
+		told := make(chan struct{})
+		go func() {
+			defer close(told)
+			p.tellOfHungDisk(a)
+		}()
+		a.cancelCalls() // it may take as long as a disk hangs
+		<-told
 	}
 	p.mu.Lock()
 	p.cp.Active = a.before + p.runner.now().Sub(a.began)
@@ -468,11 +469,11 @@ func (p *pool) watch(ctx context.Context, a *pass, g *governor) {
 			a.end(errStopped)
 			return
 		case <-p.changed:
-			if w, by := p.wanted(); w != wantRun {
+			if w, _ := p.wanted(); w != wantRun {
 				a.end(errStopped)
-				if w == wantPause {
-					p.setState(Paused, by)
-				}
+				// It is not paused before the kernel lets go of the disks: who sees
+				// that it is may begin a device replace.
+				p.stopping(w, "")
 				return
 			}
 		case <-steer.C:
@@ -497,6 +498,35 @@ func (p *pool) watch(ctx context.Context, a *pass, g *governor) {
 	}
 }
 
+// stopping says that a scrub is about to pause or to end, and what keeps it.
+func (p *pool) stopping(w want, obstacle string) {
+	p.mu.Lock()
+	p.yielding = false
+	p.mu.Unlock()
+	reason := "It is about to end"
+	if w == wantPause {
+		reason = "It is about to pause"
+	}
+	p.setState(Running, reason+obstacle)
+}
+
+// tellOfHungDisk says what a pass that is to end waits for, if it does for long,
+// and returns when it has ended.
+func (p *pool) tellOfHungDisk(a *pass) {
+	timer := time.NewTimer(stopPatience)
+	defer timer.Stop()
+	select {
+	case <-a.done:
+		return
+	case <-timer.C:
+	}
+	level.Warn(p.runner.logger).Log("msg", "a disk does not answer: the scrub ends when it does", "pool", p.uuid)
+	if w, _ := p.wanted(); w != wantRun {
+		p.stopping(w, ", when a disk answers that does not yet")
+	}
+	<-a.done
+}
+
 // conclude ends a scrub whose devices are all done.
 func (p *pool) conclude() {
 	p.mu.Lock()
@@ -512,17 +542,39 @@ func (p *pool) conclude() {
 		corrected += d.Counters.CorrectedErrors
 	}
 	readOnly := p.cp.Options.ReadOnly
+	cost := p.cp.deadlineCost(p.runner.now())
 	p.mu.Unlock()
 	switch {
 	case len(failed) > 0:
-		p.finish(Failed, "Not all devices were scrubbed: "+strings.Join(failed, "; "))
+		p.finish(Failed, "Not all devices were scrubbed: "+strings.Join(failed, "; ")+cost)
 	case errs == 0:
-		p.finish(Finished, "No errors")
+		p.finish(Finished, "No errors"+cost)
 	case readOnly:
-		p.finish(Finished, fmt.Sprintf("%d errors, %d of them uncorrectable; nothing was repaired, for the scrub was read-only", errs, uncorrectable))
+		p.finish(Finished, fmt.Sprintf("%d errors, %d of them uncorrectable; nothing was repaired, for the scrub was read-only", errs, uncorrectable)+cost)
 	default:
-		p.finish(Finished, fmt.Sprintf("%d errors, %d corrected, %d uncorrectable", errs, corrected, uncorrectable))
+		p.finish(Finished, fmt.Sprintf("%d errors, %d corrected, %d uncorrectable", errs, corrected, uncorrectable)+cost)
 	}
+}
+
+// deadlineCost continues the sentence that says how a scrub ended: whether it
+// met its deadline, and what that cost those who used the disks. It is empty
+// where there is no deadline.
+func (c *checkpoint) deadlineCost(ended time.Time) string {
+	deadline := c.Options.Deadline
+	if deadline.IsZero() {
+		return ""
+	}
+	text := "; done within its deadline"
+	if late := ended.Sub(deadline); late > 0 {
+		text = fmt.Sprintf("; done %s after its deadline", max(late.Round(time.Second), time.Second))
+	}
+	switch {
+	case c.Options.Mode != Auto:
+		return text // it gave way to nobody anyway
+	case c.Urged < time.Second:
+		return text + ", at nobody's cost"
+	}
+	return text + fmt.Sprintf(", for which it went on beside others for %s", c.Urged.Round(time.Second))
 }
 
 // finish ends the scrub.

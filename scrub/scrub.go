@@ -109,8 +109,11 @@ type Status struct {
 	Progress float64       `json:"progress"`
 	Rate     uint64        `json:"rate_bytes_per_second"`
 	ETA      time.Duration `json:"eta_ns,omitempty"` // 0: not known
-	Yielded  time.Duration `json:"yielded_ns"`
-	Pauses   uint64        `json:"pauses"`
+	Yielded  time.Duration `json:"yielded_ns"`       // it gave way for so long
+	// Urged is for how long it would have given way, and did not because its
+	// deadline was near: what that cost the others.
+	Urged  time.Duration `json:"urged_ns,omitempty"`
+	Pauses uint64        `json:"pauses"`
 
 	Devices []DeviceStatus `json:"devices"`
 	Damage  *Damage        `json:"damage,omitempty"` // nil where no error was found

@@ -22,7 +22,7 @@ func (p *pool) status() Status {
 	}
 	s := Status{
 		Pool: p.uuid, JobID: cp.JobID, State: cp.State, Reason: cp.Reason, Options: cp.Options, Requester: cp.Requester,
-		Started: cp.Started, Finished: cp.Finished, Duration: cp.Active, Yielded: cp.Yielded, Pauses: cp.Pauses,
+		Started: cp.Started, Finished: cp.Finished, Duration: cp.Active, Yielded: cp.Yielded, Urged: cp.Urged, Pauses: cp.Pauses,
 		Damage: cp.Damage, Devices: make([]DeviceStatus, len(cp.Devices)),
 	}
 	if s.State == "" {

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/go-kit/log/level"
 	"golang.org/x/sys/unix"
@@ -60,6 +61,7 @@ type worker struct {
 	bytes uint64 // how much the next batch should have, see nextBatch
 
 	mu         sync.Mutex
+	thread     int               // its id
 	filesystem *btrfs.Filesystem // open while a call is under way
 	batchSize  uint64            // bytes of the extents of that call
 	counting   bool              // the call is one whose counters count
@@ -76,9 +78,12 @@ func (w *worker) run() error {
 	if err := maskSignals(); err != nil {
 		return err
 	}
+	thread := unix.Gettid()
+	w.mu.Lock()
+	w.thread = thread
+	w.mu.Unlock()
 	if g := w.pass.governor; g != nil {
 		// What this thread reads is not of others.
-		thread := unix.Gettid()
 		if err := g.sampler.AddThread(w.index, thread); err != nil {
 			return err
 		}
@@ -100,11 +105,29 @@ func (w *worker) run() error {
 	}
 }
 
+// wakeSignal is the one signal that a scrub thread takes, and wake sends it: a
+// real-time signal that nobody else does. Go's runtime catches it and does
+// nothing.
+const wakeSignal = unix.Signal(50)
+
+// wake ends the sleep of the kernel's throttle in the call under way, which at a
+// low rate lasts up to a second (scrub_throttle_dev_io in fs/btrfs/scrub.c). The
+// rest of the call is not throttled: it is about to be cancelled.
+func (w *worker) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.filesystem != nil { // so the thread lives
+		_ = unix.Tgkill(unix.Getpid(), w.thread, wakeSignal) // without it the cancel takes longer
+	}
+}
+
 func maskSignals() error {
 	var all unix.Sigset_t
 	for i := range all.Val {
 		all.Val[i] = ^all.Val[i]
 	}
+	bits := 8 * int(unsafe.Sizeof(all.Val[0]))
+	all.Val[(int(wakeSignal)-1)/bits] &^= 1 << ((int(wakeSignal) - 1) % bits)
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, nil); err != nil {
 		return fmt.Errorf("mask the signals of a scrub thread: %w", err)
 	}
@@ -285,12 +308,14 @@ func (w *worker) call(f *btrfs.Filesystem, devid, start, end, size uint64, look 
 	w.mu.Unlock()
 	after, _ := w.pass.ownCancels()
 	ours := during || after != before
+	// A kernel may end a call for the signal of wake before it sees the cancel.
+	ended := errors.Is(err, unix.ECANCELED) || ours && errors.Is(err, unix.EINTR)
 	switch {
 	case err == nil:
 		return c, nil
-	case errors.Is(err, unix.ECANCELED) && w.pass.stopping():
+	case ended && w.pass.stopping():
 		err = errStopped
-	case errors.Is(err, unix.ECANCELED) && ours:
+	case ended && ours:
 		err = errHeld
 	case errors.Is(err, unix.ECANCELED):
 		err = errCancelled

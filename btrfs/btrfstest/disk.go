@@ -36,7 +36,10 @@ type DiskOptions struct {
 
 // NewDisk makes an empty disk that belongs to no pool yet.
 func (r *Rig) NewDisk(options DiskOptions) (*Disk, error) {
-	image := r.newPath("images", "disk")
+	return newDisk(r.newPath("images", "disk"), options)
+}
+
+func newDisk(image string, options DiskOptions) (*Disk, error) {
 	if err := makeSparse(image, options.Size); err != nil {
 		return nil, err
 	}

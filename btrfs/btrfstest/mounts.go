@@ -26,6 +26,9 @@ func (m mount) isFUSE() bool {
 	return m.fstype == "fuse" || strings.HasPrefix(m.fstype, "fuse.")
 }
 
+// holdsImages tells that of a FaultDir or a Store.
+func (m mount) holdsImages() bool { return m.isFUSE() || m.fstype == "tmpfs" }
+
 // mountsBeneath lists what is mounted in a directory, in the order in which to
 // unmount it: the newest first, which no other can sit on.
 func mountsBeneath(dir string) ([]mount, error) {

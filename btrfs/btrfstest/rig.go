@@ -110,7 +110,7 @@ func (r *Rig) prepare() error {
 	if err := writeOwner(r.lock); err != nil {
 		return err
 	}
-	for _, name := range []string{"images", "mnt", "fuse"} {
+	for _, name := range []string{"images", "mnt", "fuse", "stores"} {
 		if err := os.Mkdir(filepath.Join(r.dir, name), 0o700); err != nil {
 			return fmt.Errorf("make run directory: %w", err)
 		}

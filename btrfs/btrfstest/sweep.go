@@ -194,14 +194,14 @@ func readProcess(pid int) (processState, error) {
 // goes on after an error.
 func releaseRun(dir string, patience time.Duration) error {
 	// The order is the order of use, from the top: pools, their loop devices,
-	// the FUSE filesystems that hold the backing files.
-	busy, unmountErr := unmountBeneath(dir, patience, func(m mount) bool { return !m.isFUSE() })
+	// the filesystems that hold the backing files.
+	busy, unmountErr := unmountBeneath(dir, patience, func(m mount) bool { return !m.holdsImages() })
 	detachErr := detachBeneath(dir, patience)
 	if detachErr != nil && len(busy) > 0 {
 		detachErr = fmt.Errorf("%s in use, unmounted lazily: %w", strings.Join(busy, ", "), detachErr)
 	}
-	_, fuseErr := unmountBeneath(dir, patience, mount.isFUSE)
-	return errors.Join(unmountErr, detachErr, fuseErr)
+	_, imagesErr := unmountBeneath(dir, patience, mount.holdsImages)
+	return errors.Join(unmountErr, detachErr, imagesErr)
 }
 
 // removeRun deletes a run directory, unless something is still mounted there

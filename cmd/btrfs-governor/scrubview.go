@@ -79,6 +79,9 @@ func headLines(s *scrub.Status, now time.Time) []string {
 		if s.Yielded >= time.Second {
 			text += ", gave way for " + durationText(s.Yielded)
 		}
+		if s.Urged >= time.Second {
+			text += ", went on beside others for " + durationText(s.Urged) + " to meet its deadline"
+		}
 		if s.Pauses > 0 {
 			text += fmt.Sprintf(", paused %d times", s.Pauses)
 		}

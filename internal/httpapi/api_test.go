@@ -240,7 +240,7 @@ type service struct {
 	log       *bytes.Buffer
 }
 
-func newService(t *testing.T, change func(*httpapi.Config)) *service {
+func newService(t testing.TB, change func(*httpapi.Config)) *service {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, httpapi.TokenName), []byte(theToken+"\n"), 0o600); err != nil {
@@ -381,6 +381,49 @@ func TestNothingChangesWithoutRight(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestEachChangeIsLogged holds for every route that changes something: the log
+// says who asked for what, what came of it, and the job.
+func TestEachChangeIsLogged(t *testing.T) {
+	jobs := 0
+	for _, rt := range httpapi.Routes() {
+		method, pattern, _ := strings.Cut(rt, " ")
+		if method == http.MethodGet {
+			continue
+		}
+		path := strings.NewReplacer("{pool}", "attic", "{name}", "a").Replace(pattern)
+		for who, from := range map[string]sent{
+			`who="unix socket, uid 0, pid 1"`: socket,
+			"who=192.0.2.7":                   {tls: true, peer: "192.0.2.7:99", header: bearer(theToken)},
+			"who=127.0.0.1":                   {header: bearer("not the token at all")},
+		} {
+			s := newService(t, nil)
+			w := s.do(method, path+"?dry_run=false", "", from)
+			var line string
+			for l := range strings.Lines(s.log.String()) {
+				if strings.Contains(l, "msg=Request ") {
+					line += l
+				}
+			}
+			wanted := []string{"level=info", who + " ", "method=" + method + " ", "path=" + path + " ", "query=\"dry_run=false\"", fmt.Sprintf("status=%d", w.Code)}
+			var answer struct {
+				ID string `json:"id"`
+			}
+			if w.Code < 300 && json.Unmarshal(w.Body.Bytes(), &answer) == nil && answer.ID != "" {
+				wanted = append(wanted, " job="+answer.ID)
+				jobs++
+			}
+			for _, want := range wanted {
+				if strings.Count(line, want) != 1 {
+					t.Errorf("%s %s: the log has %q, and not once %s", method, path, line, want)
+				}
+			}
+		}
+	}
+	if jobs < 8 {
+		t.Errorf("%d answers named a job", jobs)
 	}
 }
 
@@ -575,6 +618,32 @@ func TestTwoStartsAtOnce(t *testing.T) {
 	if len(started) != 1 || len(conflicts) != 15 || len(slices.Compact(conflicts)) != 1 || conflicts[0] != started[0] {
 		t.Errorf("started %v, conflicts %v", started, conflicts)
 	}
+}
+
+// BenchmarkWrongToken sets the time in which a token is refused that differs in
+// its first character beside that of one that differs in its last: a comparison
+// that ends at the first difference would tell how much of a guess is right.
+func BenchmarkWrongToken(b *testing.B) {
+	s := newService(b, nil)
+	guesses := []http.Header{bearer("x" + theToken[1:]), bearer(theToken[:len(theToken)-1] + "x")}
+	took := make([][]time.Duration, len(guesses))
+	for b.Loop() {
+		for i, h := range guesses { // in turns, so that both see the same machine
+			s.log.Reset()
+			began := time.Now()
+			w := s.do("POST", "/api/v1/pools/attic/scrub", "", sent{header: h})
+			took[i] = append(took[i], time.Since(began))
+			if w.Code != http.StatusUnauthorized {
+				b.Fatalf("%d %s", w.Code, w.Body)
+			}
+		}
+	}
+	for i := range took {
+		slices.Sort(took[i])
+	}
+	median := func(i int) float64 { return float64(took[i][len(took[i])/2]) }
+	b.ReportMetric(median(1)/median(0), "last/first")
+	b.ReportMetric(median(0), "median-ns")
 }
 
 func TestTokenIsMadeKeptAndRotated(t *testing.T) {

@@ -317,6 +317,7 @@ type result struct {
 	scrubed uint64
 	yielded time.Duration
 	yields  int
+	urged   time.Duration
 	// rateOver is what was scrubbed at each tick.
 	marks []mark
 }
@@ -451,6 +452,9 @@ func (sim simulation) run() result {
 					}
 				}
 				was = d.Yielding
+				if d.Urged {
+					r.urged += 100 * time.Millisecond
+				}
 				if sim.step != nil {
 					sim.step(now, d)
 				}

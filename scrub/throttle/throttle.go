@@ -62,6 +62,9 @@ type Decision struct {
 	// Yielding says that the scrub gives way to others. It may still go at
 	// the rate of SetUrgency.
 	Yielding bool
+	// Urged says that it would give way, and goes on at the rate of SetUrgency:
+	// that is what a deadline costs the others.
+	Urged bool
 	// Reason says why it yields or is slow, such as "readers on sdb: 31
 	// reads/s"; "" at full speed.
 	Reason string
@@ -821,6 +824,7 @@ func (c *Controller) decision(e *evidence, active bool) Decision {
 	}
 	if limit != Unlimited && c.urgency > limit {
 		limit = c.urgency
+		d.Urged = d.Yielding
 		if d.Yielding {
 			d.Reason += ", but the deadline is near"
 		}

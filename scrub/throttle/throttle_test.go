@@ -205,9 +205,18 @@ func TestUrgencyKeepsTheFloor(t *testing.T) {
 	if rate := float64(got.scrubed) / 59.5; rate < 18e6 || rate > 30e6 {
 		t.Errorf("%.1f MB/s, want 20", rate/1e6)
 	}
+	t.Logf("20 MB/s: urged for %s, yielded for %s", got.urged, got.yielded)
+	if got.urged < 45*time.Second {
+		t.Errorf("urged for %s of a minute beside a reader", got.urged)
+	}
 	s.urgency = math.MaxUint64
 	if got = s.run(); got.yields != 0 {
 		t.Error("yields with a deadline that allows none")
+	}
+	t.Logf("no limit: urged for %s", got.urged)
+	s.foregrounds = nil
+	if got = s.run(); got.urged > 3*time.Second {
+		t.Errorf("urged for %s with nobody there", got.urged)
 	}
 }
 
