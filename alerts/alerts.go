@@ -5,6 +5,7 @@ package alerts
 
 import (
 	"embed"
+	"slices"
 	"time"
 )
 
@@ -15,6 +16,18 @@ const FileName = "btrfs.rules.yml"
 //
 //go:embed btrfs.rules.yml
 var Files embed.FS
+
+// Names returns the names of all alerts, sorted.
+func Names() []string {
+	var names []string
+	for _, g := range groups(&Default) {
+		for i := range g.Alerts {
+			names = append(names, g.Alerts[i].Name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
 
 // runbook is where each alert has a section, by its name in lower case.
 const runbook = "https://github.com/btrfs-governor/btrfs-governor/blob/main/docs/runbook.md#"

@@ -1,0 +1,451 @@
+package alertmanager
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-kit/log"
+	"github.com/go-kit/log/level"
+	"github.com/prometheus/alertmanager/pkg/labels"
+	"github.com/prometheus/common/model"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/job"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
+)
+
+// Kind says what an action does.
+type Kind string
+
+// The kinds of actions.
+const (
+	Scrub    Kind = "scrub"
+	Snapshot Kind = "snapshot"
+	// Balance changes nothing: it says what a balance would give back, and by
+	// which command.
+	Balance Kind = "balance"
+	Webhook Kind = "webhook"
+)
+
+// KindBalanceAdvice is the kind of the jobs that hold what Balance said.
+const KindBalanceAdvice = "balance_advice"
+
+// Action is what to do about the alerts that match. Only what is configured is
+// done: the labels of an alert say which pool it is about, and nothing else.
+type Action struct {
+	Name  string
+	Match labels.Matchers // all must match
+	Kind  Kind
+	// Scrub are the options of a scrub; its deadline counts Within from its
+	// start, 0 is none.
+	Scrub  scrub.Options
+	Within time.Duration
+	// URL is what a webhook posts to, with Client.
+	URL    string
+	Client *http.Client
+	// CoolDown is how long nothing more is done for a pool after this action was
+	// done for it.
+	CoolDown time.Duration
+	// DryRun only says what would be done.
+	DryRun bool
+}
+
+// Result is what came of an alert that an action matches.
+type Result string
+
+// The results.
+const (
+	Started        Result = "started"         // or done, where it is done at once
+	AlreadyRunning Result = "already_running" // what it asks for is under way
+	DryRun         Result = "dry_run"
+	// Duplicate is an alert for which it was done: Alertmanager repeats them.
+	Duplicate   Result = "duplicate"
+	CoolingDown Result = "cooling_down"
+	UnknownPool Result = "unknown_pool" // the alert is of none of this machine
+	Failed      Result = "failed"       // it is done when Alertmanager repeats the alert
+)
+
+// Results lists all results.
+func Results() []Result {
+	return []Result{Started, AlreadyRunning, DryRun, Duplicate, CoolingDown, UnknownPool, Failed}
+}
+
+// Outcome is what came of one alert and one action.
+type Outcome struct {
+	Action      string `json:"action"`
+	Kind        Kind   `json:"kind"`
+	Alert       string `json:"alert"` // its name
+	Fingerprint string `json:"fingerprint"`
+	Pool        string `json:"pool,omitempty"` // its UUID
+	Result      Result `json:"result"`
+	// Detail says why, or what would be done; a sentence.
+	Detail string `json:"detail,omitempty"`
+	Job    string `json:"job,omitempty"`
+}
+
+// Scrubs is the scrub runner, see scrub.Runner.
+type Scrubs interface {
+	Plan(pool btrfs.UUID, o scrub.Options) (*scrub.Plan, error)
+	Start(pool btrfs.UUID, o scrub.Options, requester string) (job.Job, error)
+}
+
+// Snapshots is the snapshot runner, see snapshot.Runner.
+type Snapshots interface {
+	PlanCreate(ctx context.Context, pool btrfs.UUID, o snapshot.CreateOptions) (*snapshot.Plan, error)
+	Create(pool btrfs.UUID, o snapshot.CreateOptions, requester string) (job.Job, error)
+}
+
+// Advice is what a balance of a pool would give back.
+type Advice struct {
+	FreeBytes             uint64 `json:"free_bytes"`
+	FreeAfterBalanceBytes uint64 `json:"free_after_balance_bytes"`
+	Command               string `json:"command"`
+	Text                  string `json:"text"`
+}
+
+// ErrNoPool is what Advise returns for a pool that there is not.
+var ErrNoPool = errors.New("there is no such pool")
+
+// ActionsConfig is what Actions need. All of it must be set.
+type ActionsConfig struct {
+	Logger    log.Logger
+	State     *state.Dir
+	Jobs      *job.Store
+	Scrubs    Scrubs
+	Snapshots Snapshots
+	// Advise says what a balance of a pool would give back.
+	Advise func(pool btrfs.UUID) (Advice, error)
+	Now    func() time.Time
+}
+
+// Actions turns alerts into actions. Its methods may be called from any
+// goroutine.
+type Actions struct {
+	cfg     ActionsConfig
+	metrics *actionMetrics
+
+	mu      sync.Mutex
+	actions []Action
+	done    *memory
+	// doing are those under way and the fingerprints of their alerts: the members
+	// of a cluster may all send an alert at once.
+	doing map[doingKey]string
+}
+
+// doingKey is an action and the pool it is done for, or the fingerprint of an
+// alert that is of none.
+type doingKey struct{ action, of string }
+
+// NewActions reads what was done before. With an error of kind state.ErrDamaged
+// the actions are good, but some may be done again.
+func NewActions(cfg ActionsConfig) (*Actions, error) {
+	a := &Actions{cfg: cfg, metrics: newActionMetrics(), doing: make(map[doingKey]string)}
+	var err error
+	a.done, err = openMemory(cfg.State, cfg.Now())
+	if err != nil && !errors.Is(err, state.ErrDamaged) {
+		return nil, err
+	}
+	return a, err
+}
+
+// SetActions replaces what is configured.
+func (a *Actions) SetActions(actions []Action) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.actions = actions
+	for i := range actions {
+		a.metrics.show(actions[i].Name)
+	}
+}
+
+// ErrNotDone is what Handle returns with the outcomes where the answer has to make
+// Alertmanager send the message again soon.
+var ErrNotDone = errors.New("not all could be done")
+
+// Handle does what is configured for the firing alerts of a message. It does
+// nothing for one that is resolved. With dryRun it only says what it would do. It
+// stops when ctx is done.
+func (a *Actions) Handle(ctx context.Context, m *Message, dryRun bool) ([]Outcome, error) {
+	a.mu.Lock()
+	actions := a.actions
+	a.mu.Unlock()
+	outcomes := []Outcome{}
+	var failed error
+	for i := range m.Alerts {
+		alert := &m.Alerts[i]
+		if alert.Status != Firing {
+			continue
+		}
+		set := labelSet(alert.Labels)
+		for j := range actions {
+			action := &actions[j]
+			if !action.Match.Matches(set) {
+				continue
+			}
+			if ctx.Err() != nil {
+				return outcomes, fmt.Errorf("%w in time", ErrNotDone)
+			}
+			outcome, err := a.handle(ctx, action, alert, dryRun || action.DryRun)
+			a.metrics.count(action.Name, outcome.Result)
+			a.log(&outcome)
+			outcomes = append(outcomes, outcome)
+			failed = errors.Join(failed, err)
+		}
+	}
+	if failed != nil {
+		return outcomes, fmt.Errorf("%w: %w", ErrNotDone, failed)
+	}
+	return outcomes, nil
+}
+
+func labelSet(from map[string]string) model.LabelSet {
+	set := make(model.LabelSet, len(from))
+	for name, value := range from {
+		set[model.LabelName(name)] = model.LabelValue(value)
+	}
+	return set
+}
+
+func (a *Actions) log(o *Outcome) {
+	l := level.Info(a.cfg.Logger)
+	switch o.Result {
+	case Duplicate, CoolingDown, UnknownPool:
+		l = level.Debug(a.cfg.Logger) // each repetition of an alert gives one
+	case Failed:
+		l = level.Warn(a.cfg.Logger)
+	}
+	l.Log("msg", "Alert", "action", o.Action, "alert", printable(o.Alert), "fingerprint", o.Fingerprint, "pool", o.Pool, "result", o.Result, "detail", o.Detail, "job", o.Job)
+}
+
+// printable bounds what an alert can have us write.
+func printable(text string) string {
+	const most = 100
+	text = strings.ToValidUTF8(text, "?")
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
+}
+
+// handle does an action for an alert. The error tells that the message is to come
+// again.
+func (a *Actions) handle(ctx context.Context, action *Action, alert *Alert, dryRun bool) (Outcome, error) {
+	o := Outcome{Action: action.Name, Kind: action.Kind, Alert: alert.Labels[model.AlertNameLabel], Fingerprint: alert.Fingerprint}
+	// The alert of an exporter that is down is of no pool.
+	pool, err := btrfs.ParseUUID(alert.Labels["uuid"])
+	if err != nil && action.Kind != Webhook {
+		o.Result, o.Detail = Failed, "The alert has no label uuid that names a pool."
+		return o, nil // it will not have one the next time either
+	}
+	if err == nil {
+		o.Pool = pool.String()
+	}
+	if dryRun {
+		o.Result = DryRun
+		o.Detail, err = a.plan(ctx, action, pool)
+		if isUnknownPool(err) {
+			o.Result = UnknownPool
+		} else if err != nil {
+			o.Result, o.Detail = Failed, sentence(err)
+		}
+		return o, nil
+	}
+
+	line := memoryLine{Action: action.Name, Fingerprint: alert.Fingerprint, Pool: o.Pool, Since: alert.StartsAt, At: a.cfg.Now()}
+	if !a.begin(&o, action, &line) {
+		return o, nil
+	}
+	o.Result, o.Detail, o.Job, err = a.do(ctx, action, pool, alert)
+	again := err
+	switch {
+	case isUnknownPool(err):
+		o.Result, o.Detail, again = UnknownPool, sentence(err), nil
+	case err != nil:
+		o.Result, o.Detail = Failed, sentence(err)
+		if errors.Is(err, scrub.ErrInvalid) || errors.Is(err, snapshot.ErrInvalid) {
+			again = nil // it is refused the next time too
+		}
+	}
+	a.end(&o, &line)
+	return o, again
+}
+
+// begin takes the place of an action that is to be done; if it is not to be, the
+// outcome says why.
+func (a *Actions) begin(o *Outcome, action *Action, line *memoryLine) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	under, busy := a.doing[line.doing()]
+	switch {
+	case busy && under == line.Fingerprint, a.done.has(line):
+		o.Result = Duplicate
+	case busy:
+		o.Result, o.Detail = CoolingDown, "The action is being done for this pool."
+	case a.done.coolsDown(line, action.CoolDown):
+		o.Result, o.Detail = CoolingDown, fmt.Sprintf("The action was done for this pool less than %s ago.", action.CoolDown)
+	default:
+		a.doing[line.doing()] = line.Fingerprint
+		return true
+	}
+	return false
+}
+
+// end gives the place back, and notes what was done. A crash before that is found
+// out by the jobs.
+func (a *Actions) end(o *Outcome, line *memoryLine) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.doing, line.doing())
+	if o.Result != Started && o.Result != AlreadyRunning {
+		return
+	}
+	if err := a.done.write(line); err != nil {
+		level.Error(a.cfg.Logger).Log("msg", "An action may be done again after a restart, for it could not be noted", "action", o.Action, "err", err)
+	}
+}
+
+func isUnknownPool(err error) bool {
+	return errors.Is(err, scrub.ErrUnknownPool) || errors.Is(err, snapshot.ErrUnknownPool) || errors.Is(err, ErrNoPool) || errors.Is(err, btrfs.ErrUnmounted)
+}
+
+func sentence(err error) string {
+	text := err.Error()
+	return strings.ToUpper(text[:1]) + text[1:] + "."
+}
+
+// plan says what an action would do.
+func (a *Actions) plan(ctx context.Context, action *Action, pool btrfs.UUID) (string, error) {
+	switch action.Kind {
+	case Scrub:
+		plan, err := a.cfg.Scrubs.Plan(pool, a.scrubOptions(action))
+		if err != nil {
+			return "", err
+		}
+		return would(plan.Would), nil
+	case Snapshot:
+		plan, err := a.cfg.Snapshots.PlanCreate(ctx, pool, snapshot.CreateOptions{})
+		if err != nil {
+			return "", err
+		}
+		return would(plan.Would), nil
+	case Balance:
+		advice, err := a.cfg.Advise(pool)
+		return advice.Text, err
+	}
+	return "It would post the alert to the webhook of the action.", nil
+}
+
+func would(what []string) string { return "It would " + strings.Join(what, "; ") + "." }
+
+func (a *Actions) scrubOptions(action *Action) scrub.Options {
+	o := action.Scrub
+	if action.Within > 0 {
+		o.Deadline = a.cfg.Now().Add(action.Within)
+	}
+	return o
+}
+
+// do does an action. One that was done before a crash is found by its job.
+func (a *Actions) do(ctx context.Context, action *Action, pool btrfs.UUID, alert *Alert) (r Result, detail, jobID string, err error) {
+	requester := requesterOf(action, alert)
+	switch action.Kind {
+	case Webhook:
+		return Started, "", "", action.post(ctx, alert)
+	case Scrub, Snapshot, Balance:
+		if j, ok := a.jobOf(requester); ok {
+			return Started, "It was before the daemon ended.", j.ID, nil
+		}
+	}
+	var j job.Job
+	switch action.Kind {
+	case Scrub:
+		j, err = a.cfg.Scrubs.Start(pool, a.scrubOptions(action), requester)
+		if errors.Is(err, scrub.ErrRunning) {
+			return AlreadyRunning, "A scrub of the pool is under way.", j.ID, nil
+		}
+	case Snapshot:
+		j, err = a.cfg.Snapshots.Create(pool, snapshot.CreateOptions{}, requester)
+	case Balance:
+		var advice Advice
+		if advice, err = a.cfg.Advise(pool); err != nil {
+			return "", "", "", err
+		}
+		j, err = a.adviceJob(pool, requester, advice)
+		detail = advice.Text
+	}
+	return Started, detail, j.ID, err
+}
+
+func requesterOf(action *Action, alert *Alert) string {
+	return fmt.Sprintf("action %s for alert %s since %s", action.Name, alert.Fingerprint, alert.StartsAt.UTC().Format(time.RFC3339Nano))
+}
+
+func (a *Actions) jobOf(requester string) (job.Job, bool) {
+	for _, j := range a.cfg.Jobs.List() {
+		// One that failed is tried again.
+		if j.Requester == requester && j.State != job.Failed {
+			return j, true
+		}
+	}
+	return job.Job{}, false
+}
+
+func (a *Actions) adviceJob(pool btrfs.UUID, requester string, advice Advice) (job.Job, error) {
+	result, err := json.Marshal(advice)
+	if err != nil {
+		return job.Job{}, fmt.Errorf("write the advice: %w", err)
+	}
+	j, err := a.cfg.Jobs.Create(KindBalanceAdvice, pool, requester, struct{}{})
+	if err != nil {
+		return j, err
+	}
+	return a.cfg.Jobs.Update(j.ID, func(j *job.Job) {
+		j.State, j.Reason, j.Result = job.Succeeded, advice.Text, result
+	})
+}
+
+// webhookTimeout is how long an answer of a webhook is waited for.
+const webhookTimeout = 10 * time.Second
+
+// Posted is what a webhook of an action gets.
+type Posted struct {
+	Action string `json:"action"`
+	Alert  Alert  `json:"alert"`
+}
+
+// post sends an alert. The header Idempotency-Key is the same when it is sent
+// again, because the answer was lost.
+func (action *Action) post(ctx context.Context, alert *Alert) error {
+	body, err := json.Marshal(Posted{action.Name, *alert})
+	if err != nil {
+		return fmt.Errorf("write the alert: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, webhookTimeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, action.URL, bytes.NewReader(body))
+	if err != nil {
+		return errors.New("post to the webhook: its URL is wrong")
+	}
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Idempotency-Key", fmt.Sprintf("%s/%s/%d", action.Name, alert.Fingerprint, alert.StartsAt.UnixNano()))
+	answer, err := action.Client.Do(r)
+	if err != nil {
+		return fmt.Errorf("post to the webhook: %w", withoutURL(err))
+	}
+	defer answer.Body.Close()
+	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, 64<<10)) // so that the connection is used again
+	if answer.StatusCode < 200 || answer.StatusCode > 299 {
+		return fmt.Errorf("post to the webhook: it answers %s", answer.Status)
+	}
+	return nil
+}
