@@ -1,0 +1,138 @@
+package notify_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/common/config"
+
+	"github.com/btrfs-governor/btrfs-governor/internal/alertmanager"
+	"github.com/btrfs-governor/btrfs-governor/internal/notify"
+)
+
+func TestWhatCannotBeIsFoundAtLoad(t *testing.T) {
+	const base = "https://push.example.org"
+	for _, test := range []struct {
+		name   string
+		kind   notify.Kind
+		change func(*notify.Receiver)
+		want   string
+	}{
+		{"no name", notify.Ntfy, func(r *notify.Receiver) { r.Name = "" }, "its name must be"},
+		{"a path for a name", notify.Ntfy, func(r *notify.Receiver) { r.Name = "../phone" }, "its name must be"},
+		{"unknown type", "pager", func(*notify.Receiver) {}, `its type is "pager"`},
+		{"no URL", notify.Ntfy, func(r *notify.Receiver) { r.URL = "" }, "one of url and url_file"},
+		{"two URLs", notify.Ntfy, func(r *notify.Receiver) { r.URLFile = "/url" }, "one of url and url_file"},
+		{"no URL at all", notify.Ntfy, func(r *notify.Receiver) { r.URL = "http://secret-9%zz" }, "it is no URL"},
+		{"another scheme", notify.Gotify, func(r *notify.Receiver) { r.URL = "file:///secret-9" }, "it must begin with https://"},
+		{"no host", notify.Gotify, func(r *notify.Receiver) { r.URL = "https:///secret-9" }, "it must begin with https://"},
+		{"a password in the URL", notify.Ntfy, func(r *notify.Receiver) { r.URL = "https://a:secret-9@b" }, "basic_auth in http_config"},
+		{"a token in the URL", notify.Gotify, func(r *notify.Receiver) { r.URL = base + "/message?token=secret-9" }, "address of the server alone"},
+		{"half a webhook", notify.Discord, func(r *notify.Receiver) { r.URL = base }, "the whole URL of the webhook"},
+		{"no topic", notify.Ntfy, func(r *notify.Receiver) { r.Topic = "" }, "topic: ntfy needs one"},
+		{"a path for a topic", notify.Ntfy, func(r *notify.Receiver) { r.Topic = "secret-9/json" }, "topic: ntfy needs one"},
+		{"a topic of Gotify", notify.Gotify, func(r *notify.Receiver) { r.Topic = "secret-9" }, "only ntfy has topics"},
+		{"no token", notify.Gotify, func(r *notify.Receiver) { r.Token = "" }, "the token of a Gotify application"},
+		{"two tokens", notify.Gotify, func(r *notify.Receiver) { r.TokenFile = "/token" }, "one of token and token_file"},
+		{"two lines", notify.Gotify, func(r *notify.Receiver) { r.Token = "secret-9\nX-Other: 1" }, "printable characters"},
+		{"a token of Discord", notify.Discord, func(r *notify.Receiver) { r.Token = "secret-9" }, "all that it needs"},
+		{"two authorizations", notify.Ntfy, func(r *notify.Receiver) {
+			r.HTTPClient.BasicAuth = &config.BasicAuth{Username: "a", Password: "secret-9"}
+		}, "not both"},
+		{"http_config", notify.Discord, func(r *notify.Receiver) {
+			r.HTTPClient.BearerToken, r.HTTPClient.BearerTokenFile = "secret-9", "/token"
+		}, "http_config: at most one of"},
+		{"rate limit", notify.Ntfy, func(r *notify.Receiver) { r.RateLimit = -1 }, "rate_limit is -1"},
+		{"a template that cannot be read", notify.Ntfy, func(r *notify.Receiver) { r.Title = "{{ .Status" }, "title: template: title:1: unclosed action"},
+		{"a field that there is not", notify.Ntfy, func(r *notify.Receiver) { r.Message = "{{ .Stauts }}" }, "message: tried on a message whose alerts are firing: "},
+		{"a template for what fires alone", notify.Ntfy, func(r *notify.Receiver) { r.Click = "{{ (index .Firing 0).GeneratorURL }}" }, "click: tried on a message whose alerts are resolved: "},
+		{"a template without end", notify.Ntfy, func(r *notify.Receiver) {
+			r.Message = `{{ define "a" }}{{ range .Alerts }}more and more{{ end }}{{ template "a" . }}{{ end }}{{ template "a" . }}`
+		}, "message: tried on"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := receiver(test.kind, "phone", base)
+			test.change(&r)
+			b := open(t, t.TempDir(), nil)
+			for _, err := range []error{r.Validate(), b.SetSettings([]notify.Receiver{r})} {
+				if err == nil || !strings.Contains(err.Error(), test.want) || !strings.HasPrefix(err.Error(), fmt.Sprintf("receiver %q: ", r.Name)) {
+					t.Errorf("the error is %v, and does not say %q", err, test.want)
+				}
+				if err != nil && strings.Contains(err.Error(), "secret-9") {
+					t.Errorf("the error shows a secret: %v", err)
+				}
+			}
+			must(t, b.Close())
+		})
+	}
+}
+
+func TestSecretsAreReadFromFiles(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "token")
+	s := serve(t, notify.Gotify)
+	r := s.receiver("phone")
+	r.Token, r.TokenFile = "", path
+	b := open(t, t.TempDir(), nil)
+	for content, want := range map[string]string{
+		"":                        path + " is empty",
+		" \n":                     path + " is empty",
+		"one\ntwo\n":              "must hold one line",
+		"one two\n":               "must hold one token",
+		strings.Repeat("x", 9000): "must hold one line",
+	} {
+		must(t, os.WriteFile(path, []byte(content), 0o600))
+		if err := b.SetSettings([]notify.Receiver{r}); err == nil || !strings.Contains(err.Error(), `receiver "phone": token_file: `) || !strings.Contains(err.Error(), want) {
+			t.Errorf("with %.20q the error is %v", content, err)
+		}
+	}
+	must(t, os.WriteFile(path, []byte(token+"\n"), 0o600))
+	must(t, b.SetSettings([]notify.Receiver{r}))
+	must(t, b.Test(t.Context(), "phone"))
+	r.TokenFile = dir
+	if err := b.SetSettings([]notify.Receiver{r}); err == nil || !strings.Contains(err.Error(), "token_file") {
+		t.Errorf("of a directory the error is %v", err)
+	}
+	must(t, b.Close())
+}
+
+func TestTwoReceiversOfOneNameAreAnError(t *testing.T) {
+	b := open(t, t.TempDir(), nil)
+	r := receiver(notify.Gotify, "phone", "https://push.example.org")
+	if err := b.SetSettings([]notify.Receiver{r, r}); err == nil || !strings.Contains(err.Error(), "two of that name") {
+		t.Errorf("got %v", err)
+	}
+	must(t, b.Close())
+}
+
+func TestBadSettingsLeaveTheOldOnes(t *testing.T) {
+	s := serve(t, notify.Gotify)
+	b := open(t, t.TempDir(), nil, s.receiver("phone")).start()
+	defer b.stop()
+	bad := s.receiver("other")
+	bad.Title = "{{"
+	if err := b.SetSettings([]notify.Receiver{bad}); err == nil {
+		t.Error("bad settings are no error")
+	}
+	b.accept("phone", number(1))
+	eventually(t, "it is sent", func() bool { return s.idle(1) })
+}
+
+func TestSecretInTheClearIsTold(t *testing.T) {
+	b := open(t, t.TempDir(), nil, receiver(notify.Gotify, "phone", "http://push.example.org"), receiver(notify.Gotify, "other", "http://127.0.0.1:1"))
+	if n := strings.Count(b.log.String(), "unencrypted"); n != 1 || !strings.Contains(b.log.String(), "receiver=phone") {
+		t.Errorf("the log is\n%s", b.log)
+	}
+	must(t, b.Close())
+}
+
+func TestMessageWithoutAlertsIsRefused(t *testing.T) {
+	b := open(t, t.TempDir(), nil, receiver(notify.Gotify, "phone", "https://push.example.org"))
+	if _, err := b.Accept("phone", &alertmanager.Message{}); err == nil {
+		t.Error("it is accepted")
+	}
+	must(t, b.Close())
+}
