@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/alertmanager"
 )
 
 // maxSize bounds what is read of a configuration file, in bytes.
@@ -28,6 +29,10 @@ type Config struct {
 	API       API       `yaml:"api"`
 	Scrub     Scrub     `yaml:"scrub"`
 	Snapshots Snapshots `yaml:"snapshots"`
+	// Alertmanager says what is done about alerts.
+	Alertmanager Alertmanager `yaml:"alertmanager"`
+	// Notify says to whom notifications are sent on.
+	Notify Notify `yaml:"notify"`
 }
 
 // Scrape says how pools are read for a scrape.
@@ -85,6 +90,9 @@ func Default() *Config {
 		Scrape:    Scrape{Timeout: Duration(8 * time.Second)},
 		Scrub:     Scrub{MaxPools: 1, Timezone: localZone, OnBattery: holdOnBattery},
 		Snapshots: Snapshots{Timezone: localZone},
+		Alertmanager: Alertmanager{
+			Silences: Silences{Operations: alertmanager.Operations()},
+		},
 	}
 }
 
@@ -110,7 +118,13 @@ func (c *Config) validate() *keyError {
 	if bad := c.Scrub.validate(); bad != nil {
 		return bad
 	}
-	return c.Snapshots.validate()
+	if bad := c.Snapshots.validate(); bad != nil {
+		return bad
+	}
+	if bad := c.Alertmanager.validate(); bad != nil {
+		return bad
+	}
+	return c.Notify.validate()
 }
 
 // validatePools returns what is wrong with a list of UUIDs and labels.

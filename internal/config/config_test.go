@@ -3,6 +3,8 @@ package config
 import (
 	"errors"
 	"io/fs"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -17,6 +19,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/alertmanager"
 	"github.com/btrfs-governor/btrfs-governor/internal/schedule"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
 	"github.com/btrfs-governor/btrfs-governor/snapshot"
@@ -34,8 +37,9 @@ func corpus(t testing.TB, dir string) []string {
 	return files
 }
 
-// windowsCompare lets cmp look into windows.
-var windowsCompare = cmp.AllowUnexported(schedule.Window{})
+// windowsCompare lets cmp look into windows. The settings of HTTP clients are
+// those of Prometheus, and left to TestHTTPConfig.
+var windowsCompare = cmp.Options{cmp.AllowUnexported(schedule.Window{}), cmpopts.IgnoreUnexported(HTTPClient{})}
 
 func windows(all ...string) []schedule.Window {
 	var parsed []schedule.Window
@@ -70,6 +74,25 @@ func TestGoodFilesParse(t *testing.T) {
 			MinFree:   50 << 30,
 			Hooks:     SnapshotsHooks{Before: []string{"/bin/freeze", "a database"}, After: []string{"/bin/thaw"}, Timeout: Duration(10 * time.Second)},
 		}}},
+		Alertmanager: Alertmanager{
+			Actions: []AlertAction{
+				{
+					Name: "scrub-overdue", Match: []string{`alertname = "BtrfsScrubOverdue"`, "severity!=info"}, Action: "scrub",
+					Mode: "limit", Limit: 50_000_000, ReadOnly: true, Deadline: Duration(48 * time.Hour), DryRun: true,
+				},
+				{Name: "lights", Match: []string{`alertname=~"Btrfs.+"`}, Action: "webhook", URL: "https://example.org/hook?key=s3cr3t", CoolDown: defaultCoolDown},
+			},
+			Silences: Silences{
+				Alertmanagers: []SilencesPeer{{URL: "http://localhost:9093"}, {URL: "https://am2.example.org/alerts"}},
+				Matchers:      [][]string{{`alertname="DiskLatencyHigh"`, `instance=~"nas:.*"`}, {`alertname=~"Node.*"`}},
+				Operations:    []string{"scrub"}, Instance: "attic",
+			},
+		},
+		Notify: Notify{Receivers: []NotifyReceiver{
+			{Name: "phone", Type: "ntfy", URL: "https://ntfy.example.org", Topic: "mine", TokenFile: "/etc/btrfs-governor/ntfy", Title: "{{ .Status }}", RateLimit: 5},
+			{Name: "desk", Type: "gotify", URL: "http://localhost:8080", Token: "AbCdEf"},
+			{Name: "friends", Type: "discord", URLFile: "/etc/btrfs-governor/discord", Message: "{{ len .Alerts }} alerts", Click: "https://example.org"},
+		}},
 	}
 	exclude := func(name string) *Config {
 		c := Default()
@@ -246,7 +269,7 @@ snapshots:
 
 // keys returns the keys of a configuration type.
 func keys(t reflect.Type, prefix string) []string {
-	if t.Kind() != reflect.Struct {
+	if t.Kind() != reflect.Struct || t == reflect.TypeFor[HTTPClient]() {
 		return []string{prefix}
 	}
 	var all []string
@@ -366,5 +389,113 @@ func TestScrubSettings(t *testing.T) {
 	}
 	if Default().ScrubSettings(t.TempDir()).OnBattery == nil {
 		t.Error("by default scrubs do not wait for mains")
+	}
+}
+
+func TestAlertActions(t *testing.T) {
+	c, err := Load("testdata/good/full.yml", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	actions, err := c.AlertActions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	overdue, lights := &actions[0], &actions[1]
+	want := scrub.Options{Mode: scrub.Limit, Limit: 50_000_000, ReadOnly: true}
+	if overdue.Kind != alertmanager.Scrub || overdue.Scrub != want || overdue.Within != 48*time.Hour || overdue.CoolDown != 0 || !overdue.DryRun || overdue.Match.String() != `{alertname="BtrfsScrubOverdue",severity!="info"}` {
+		t.Errorf("got %+v", overdue)
+	}
+	if lights.Kind != alertmanager.Webhook || lights.URL != "https://example.org/hook?key=s3cr3t" || lights.Client == nil || lights.CoolDown != 12*time.Hour || lights.DryRun {
+		t.Errorf("got %+v", lights)
+	}
+	silences, err := c.SilenceSettings("nas")
+	if err != nil || silences.Instance != "attic" || len(silences.Peers) != 2 || len(silences.Matchers) != 2 || silences.Matchers[0][1].String() != `instance=~"nas:.*"` {
+		t.Errorf("got %+v, %v", silences, err)
+	}
+	if s, err := Default().SilenceSettings("nas"); err != nil || s.Instance != "nas" || !s.Off() {
+		t.Errorf("by default: %+v, %v", s, err)
+	}
+}
+
+// Files that an http_config names are beside the configuration, as with
+// Prometheus, and no redirect is followed.
+func TestHTTPConfig(t *testing.T) {
+	c, err := Load("testdata/good/full.yml", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lights := c.Alertmanager.Actions[1].HTTPConfig.Config()
+	if lights.BasicAuth.PasswordFile != "testdata/good/password" || lights.BasicAuth.Username != "nas" {
+		t.Errorf("got %+v", lights.BasicAuth)
+	}
+	peer := c.Alertmanager.Silences.Alertmanagers[1].HTTPConfig.Config()
+	if !peer.TLSConfig.InsecureSkipVerify || !peer.EnableHTTP2 {
+		t.Errorf("got %+v", peer)
+	}
+	target := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was followed") }))
+	t.Cleanup(target.Close)
+	redirect := httptest.NewServer(http.RedirectHandler(target.URL, http.StatusTemporaryRedirect))
+	t.Cleanup(redirect.Close)
+	client, err := new(HTTPClient).client("test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Post(redirect.URL, "application/json", strings.NewReader("{}")) //nolint:noctx // answered at once
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusTemporaryRedirect {
+		t.Errorf("got %s", resp.Status)
+	}
+}
+
+// What the example shows in comments are good configurations, with the defaults
+// but for what must be given.
+func TestExampleShowsEveryKeyOfActionsAndReceivers(t *testing.T) {
+	data, err := os.ReadFile(exampleFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := func(begin, end string, indent string) string {
+		t.Helper()
+		_, rest, ok := strings.Cut(string(data), "\n"+indent+"#   "+begin+"\n")
+		if !ok {
+			t.Fatalf("the example does not show %s", begin)
+		}
+		text, _, ok := strings.Cut(rest, "\n"+indent+end+"\n")
+		if !ok {
+			t.Fatalf("the example has no %s", end)
+		}
+		return strings.ReplaceAll("\n"+text, "\n"+indent+"#", "\n"+indent)
+	}
+	text := "alertmanager:\n  actions:" + shown("actions:", "actions: []", "  ") +
+		"\n  silences:\n    alertmanagers:" + shown("alertmanagers:", "alertmanagers: []", "    ") +
+		"\n    matchers:" + shown("matchers:", "matchers: []", "    ") +
+		"\nnotify:\n  receivers:" + shown("receivers:", "receivers: []", "  ")
+	got, lines, err := parse(exampleFile, []byte(text))
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, text)
+	}
+	all := keys(reflect.TypeFor[AlertAction](), "")
+	for _, key := range all {
+		if lines["alertmanager.actions[0]."+key] == 0 && lines["alertmanager.actions[1]."+key] == 0 {
+			t.Errorf("the example of an action has no %s", key)
+		}
+	}
+	all = keys(reflect.TypeFor[SilencesPeer](), "alertmanager.silences.alertmanagers[0]")
+	for _, key := range append(all, keys(reflect.TypeFor[NotifyReceiver](), "notify.receivers[0]")...) {
+		if lines[key] == 0 {
+			t.Errorf("the example has no %s", key)
+		}
+	}
+	action := AlertAction{Name: "scrub-overdue", Match: got.Alertmanager.Actions[0].Match, Action: "scrub", Mode: "auto", CoolDown: defaultCoolDown}
+	receiver := NotifyReceiver{Name: "phone", Type: "ntfy", URL: "https://ntfy.sh", Topic: "the-name-of-mine"}
+	if diff := cmp.Diff(action, got.Alertmanager.Actions[0], windowsCompare); diff != "" {
+		t.Errorf("the values are not the defaults (-default +example):\n%s", diff)
+	}
+	if diff := cmp.Diff(receiver, got.Notify.Receivers[0], windowsCompare); diff != "" {
+		t.Errorf("the values are not the defaults (-default +example):\n%s", diff)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strconv"
@@ -120,6 +121,12 @@ func (d *decoder) syntaxError(err error) error {
 	return &Error{d.file, line, "not valid YAML: " + strings.Join(strings.Fields(problem), " ")}
 }
 
+// nodeDecoder is a value that decodes itself. Files that it names are beside the
+// configuration, in dir, unless their path is absolute.
+type nodeDecoder interface {
+	decodeNode(n *yaml.Node, dir string) error
+}
+
 // decode stores a node in v, the value of the given key. A key without a value
 // keeps its default.
 func (d *decoder) decode(n *yaml.Node, v reflect.Value, key string) error {
@@ -127,6 +134,12 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, key string) error {
 		n = n.Alias
 	}
 	d.lines[key] = n.Line
+	if node, ok := v.Addr().Interface().(nodeDecoder); ok {
+		if err := node.decodeNode(n, filepath.Dir(d.file)); err != nil {
+			return d.errorf(n, "%s: %s", key, err)
+		}
+		return nil
+	}
 	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" {
 		return nil
 	}
@@ -193,6 +206,9 @@ func (d *decoder) decodeSlice(n *yaml.Node, v reflect.Value, key string) error {
 	v.SetZero()
 	for i, item := range n.Content {
 		v.Set(reflect.Append(v, reflect.Zero(v.Type().Elem())))
+		if e, ok := v.Index(i).Addr().Interface().(interface{ setDefaults() }); ok {
+			e.setDefaults()
+		}
 		if err := d.decode(item, v.Index(i), fmt.Sprintf("%s[%d]", key, i)); err != nil {
 			return err
 		}

@@ -12,14 +12,21 @@ import (
 
 func TestBadReloadKeepsTheLastGoodConfiguration(t *testing.T) {
 	var (
-		next    *config.Config
-		bad     error
-		applied []*config.Config
+		next *config.Config
+		bad  error
+		// cannotUse is why a good file cannot be put to use.
+		cannotUse error
+		applied   []*config.Config
 	)
 	first := config.Default()
-	r := config.NewReloader(first,
+	r, err := config.NewReloader(first,
 		func() (*config.Config, error) { return next, bad },
-		func(c *config.Config) { applied = append(applied, c) })
+		func(c *config.Config) (func(), error) {
+			return func() { applied = append(applied, c) }, cannotUse
+		})
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	expect := func(step string, success float64, last *config.Config, times int) {
 		t.Helper()
@@ -42,6 +49,13 @@ func TestBadReloadKeepsTheLastGoodConfiguration(t *testing.T) {
 	}
 	expect("bad reload", 0, first, 1)
 
+	next, bad, cannotUse = config.Default(), nil, errors.New("the token cannot be read")
+	if err := r.Reload(); !errors.Is(err, cannotUse) {
+		t.Errorf("got %v, want %v", err, cannotUse)
+	}
+	expect("good file that cannot be used", 0, first, 1)
+
+	cannotUse = nil
 	next, bad = &config.Config{Scrape: config.Scrape{Timeout: config.Duration(time.Second)}}, nil
 	if err := r.Reload(); err != nil {
 		t.Error(err)

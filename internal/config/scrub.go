@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -107,17 +106,8 @@ func (s *Scrub) validate() *keyError {
 		if bad := validatePools(key+".pools", c.Pools); bad != nil {
 			return bad
 		}
-		if c.Deadline < 0 {
-			return &keyError{key + ".deadline", fmt.Sprintf("must not be negative, as %s is", c.Deadline)}
-		}
-		o := c.options()
-		switch o.Mode {
-		case scrub.Auto, scrub.Full, scrub.Limit:
-		default:
-			return &keyError{key + ".mode", fmt.Sprintf("must be auto, full or limit, not %q", c.Mode)}
-		}
-		if err := o.Validate(); err != nil {
-			return &keyError{key + ".limit", "is wrong: " + strings.TrimPrefix(err.Error(), scrub.ErrInvalid.Error()+": ")}
+		if bad := c.validateOptions(key); bad != nil {
+			return bad
 		}
 	}
 	return nil
