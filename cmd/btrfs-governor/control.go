@@ -9,18 +9,22 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/go-kit/log"
 	"github.com/go-kit/log/level"
+	"github.com/prometheus/common/version"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/alertmanager"
 	"github.com/btrfs-governor/btrfs-governor/internal/config"
 	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/internal/logging"
+	"github.com/btrfs-governor/btrfs-governor/internal/notify"
 	"github.com/btrfs-governor/btrfs-governor/internal/state"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
 	"github.com/btrfs-governor/btrfs-governor/snapshot"
@@ -40,12 +44,17 @@ type control struct {
 	token     *httpapi.Token
 	scrubs    *scrub.Runner
 	snapshots *snapshot.Runner
-	sys       string // where sysfs is
+	// Of the daemon only.
+	actions       *alertmanager.Actions
+	notifications *notify.Bridge
+	silencer      *alertmanager.Silencer
+
+	sys string // where sysfs is
 	// release gives the state directory back.
 	release func()
 }
 
-func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client *btrfs.Client, exporter *collector.Exporter, cfg *config.Config) (*control, error) {
+func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client *btrfs.Client, exporter *collector.Exporter) (*control, error) {
 	// Recorded pools are none of this machine: there is nothing to change.
 	if c.readOnly || c.recorded != "" {
 		jobs, err := job.Open(nil, 0)
@@ -57,8 +66,22 @@ func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client
 	}
 	k, err := newControl(logger, client, c.paths, state.NewDir(c.stateDir), freeOf(exporter))
 	if err == nil {
-		k.release = release
-		err = k.loadToken(cfg)
+		k.actions, err = newActions(logger, c.stateDir, k, exporter)
+	}
+	if err == nil {
+		watch := &workWatch{client: client, scrubs: k.scrubs, now: time.Now}
+		k.silencer, err = alertmanager.NewSilencer(alertmanager.SilenceSettings{}, alertmanager.DefaultSilenceTiming(), watch.work, time.Now, logger)
+	}
+	if err == nil {
+		k.notifications, err = notify.New(notify.Config{Logger: logger, State: state.NewDir(c.stateDir), Version: version.Version})
+	}
+	if err == nil {
+		k.release = func() {
+			if err := k.notifications.Close(); err != nil {
+				level.Warn(logger).Log("msg", "The queue of notifications could not be closed", "err", err)
+			}
+			release()
+		}
 	}
 	if err != nil {
 		release()
@@ -85,6 +108,18 @@ func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir 
 	return &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, snapshots: snapshots, sys: paths.Sys}, nil
 }
 
+// newActions makes what acts on alerts.
+func newActions(logger log.Logger, stateDir string, k *control, exporter *collector.Exporter) (*alertmanager.Actions, error) {
+	actions, err := alertmanager.NewActions(alertmanager.ActionsConfig{
+		Logger: logger, State: state.NewDir(stateDir), Jobs: k.jobs, Scrubs: k.scrubs, Snapshots: k.snapshots, Advise: adviceOf(exporter), Now: time.Now,
+	})
+	if errors.Is(err, state.ErrDamaged) {
+		level.Warn(logger).Log("msg", "It is not known of all alerts what was done about them", "err", err)
+		err = nil
+	}
+	return actions, err
+}
+
 // freeOf returns what btrfs_pool_free_bytes says of a pool.
 func freeOf(exporter *collector.Exporter) func(btrfs.UUID) (uint64, error) {
 	return func(pool btrfs.UUID) (uint64, error) {
@@ -105,18 +140,47 @@ func freeOf(exporter *collector.Exporter) func(btrfs.UUID) (uint64, error) {
 
 // loadToken reads the token again, so that a reload rotates it.
 func (k *control) loadToken(cfg *config.Config) error {
-	if k.token == nil {
-		return nil
-	}
 	return k.token.Load(cfg.API.TokenFile)
 }
 
-// apply changes the settings of what runs.
-func (k *control) apply(cfg *config.Config) {
-	if k.scrubs != nil {
-		k.scrubs.SetSettings(cfg.ScrubSettings(k.sys))
-		k.snapshots.SetSettings(cfg.SnapshotSettings())
+// prepare makes of a configuration what can fail to be made, and returns what
+// puts it to use.
+func (k *control) prepare(cfg *config.Config) (use func(), err error) {
+	if k.scrubs == nil {
+		return func() {}, nil
 	}
+	scrubs, snapshots := cfg.ScrubSettings(k.sys), cfg.SnapshotSettings()
+	actions, err := cfg.AlertActions()
+	if err != nil {
+		return nil, err
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, fmt.Errorf("find the name of this host: %w", err)
+	}
+	silences, err := cfg.SilenceSettings(host)
+	if err != nil {
+		return nil, err
+	}
+	useSilences, err := k.silencer.Prepare(silences)
+	if err != nil {
+		return nil, fmt.Errorf("alertmanager.silences: %w", err)
+	}
+	useReceivers, err := k.notifications.Prepare(cfg.Receivers())
+	if err != nil {
+		return nil, fmt.Errorf("notify.receivers: %w", err)
+	}
+	// The last that can fail, for it is put to use at once.
+	if err := k.loadToken(cfg); err != nil {
+		return nil, err
+	}
+	return func() {
+		useSilences()
+		useReceivers()
+		k.scrubs.SetSettings(scrubs)
+		k.snapshots.SetSettings(snapshots)
+		k.actions.SetActions(actions)
+	}, nil
 }
 
 // controlTasks are the tasks that take commands and carry them out.
@@ -124,7 +188,7 @@ func (c *serveCommand) controlTasks(ctx context.Context, k *control, handler htt
 	if k.scrubs == nil {
 		return nil, nil
 	}
-	tasks := []task{k.scrubs, k.snapshots}
+	tasks := []task{k.scrubs, k.snapshots, k.notifications, silencerTask{k}}
 	if c.apiSocket == "" {
 		return tasks, nil
 	}
@@ -133,6 +197,18 @@ func (c *serveCommand) controlTasks(ctx context.Context, k *control, handler htt
 		return nil, err
 	}
 	return append(tasks, &socketServer{l, handler, logs}), nil
+}
+
+// silencerTask keeps the silences, and looks at them when a scrub changes.
+type silencerTask struct{ *control }
+
+// Run implements task.
+func (t silencerTask) Run(ctx context.Context) error {
+	var watch sync.WaitGroup
+	watch.Go(func() { wakeOnEvents(ctx.Done(), t.control) })
+	t.silencer.Run(ctx)
+	watch.Wait()
+	return nil
 }
 
 // listenUnix opens the socket for commands. One that nobody serves any more is

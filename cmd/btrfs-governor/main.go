@@ -73,6 +73,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	for _, c := range newSnapshotCommands(app) {
 		commands[c.name] = c.run
 	}
+	notifyTest := newNotifyTestCommand(app)
+	commands[notifyTest.name] = notifyTest.run
 	token := newTokenCommand(app)
 	commands[token.name] = token.run
 

@@ -124,22 +124,22 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	if err != nil {
 		return err
 	}
-	control, err := c.newControl(ctx, logs.Logger, client, exporter, cfg)
+	control, err := c.newControl(ctx, logs.Logger, client, exporter)
 	if err != nil {
 		return err
 	}
 	defer control.release()
-	reloader := config.NewReloader(cfg, func() (*config.Config, error) {
-		cfg, err := c.loadConfig()
-		if err != nil {
-			return nil, err
-		}
-		return cfg, control.loadToken(cfg)
-	}, func(cfg *config.Config) {
-		exporter.SetTimeout(time.Duration(cfg.Scrape.Timeout))
-		exporter.SetExclude(cfg.Pools.Excludes)
-		control.apply(cfg)
+	reloader, err := config.NewReloader(cfg, c.loadConfig, func(cfg *config.Config) (func(), error) {
+		use, err := control.prepare(cfg)
+		return func() {
+			exporter.SetTimeout(time.Duration(cfg.Scrape.Timeout))
+			exporter.SetExclude(cfg.Pools.Excludes)
+			use()
+		}, err
 	})
+	if err != nil {
+		return err
+	}
 	reload := func() error { return reloadConfig(reloader, logs.Logger) }
 	usage, err := selfstat.NewCollector()
 	if err != nil {
@@ -169,7 +169,8 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	}
 	if control.scrubs != nil {
 		settings.Scrubs, settings.Snapshots = control.scrubs, control.snapshots
-		process = append(process, control.scrubs, control.snapshots)
+		settings.Alerts, settings.Notifications = control.actions, control.notifications
+		process = append(process, control.scrubs, control.snapshots, control.actions, control.silencer, control.notifications)
 	}
 	settings.Process = process
 	handler, err := httpapi.New(settings)
@@ -240,8 +241,8 @@ func checkStateDir(dir string) error {
 }
 
 func reloadConfig(reloader *config.Reloader, logger log.Logger) error {
-	notify(logger, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
-	defer notify(logger, daemon.SdNotifyReady)
+	notifySystemd(logger, daemon.SdNotifyReloading+"\n"+daemon.SdNotifyMonotonicUsec())
+	defer notifySystemd(logger, daemon.SdNotifyReady)
 	if err := reloader.Reload(); err != nil {
 		level.Error(logger).Log("msg", "The configuration stays as it was", "err", err)
 		return err
@@ -281,13 +282,13 @@ func (t *hangupTask) Run(ctx context.Context) error {
 type systemdTask struct{ logger log.Logger }
 
 func (t systemdTask) Run(ctx context.Context) error {
-	notify(t.logger, daemon.SdNotifyReady)
+	notifySystemd(t.logger, daemon.SdNotifyReady)
 	<-ctx.Done()
-	notify(t.logger, daemon.SdNotifyStopping)
+	notifySystemd(t.logger, daemon.SdNotifyStopping)
 	return nil
 }
 
-func notify(logger log.Logger, state string) {
+func notifySystemd(logger log.Logger, state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		level.Warn(logger).Log("msg", "Could not tell systemd the state", "state", state, "err", err)
 	}

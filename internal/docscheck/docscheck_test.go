@@ -16,9 +16,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	versioncollector "github.com/prometheus/client_golang/prometheus/collectors/version"
 
+	"github.com/btrfs-governor/btrfs-governor/alerts"
 	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/alertmanager"
 	"github.com/btrfs-governor/btrfs-governor/internal/config"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
+	"github.com/btrfs-governor/btrfs-governor/internal/notify"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
 	"github.com/btrfs-governor/btrfs-governor/snapshot"
 )
@@ -82,7 +86,10 @@ func exportedNames(t *testing.T) map[string]bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reloader := config.NewReloader(config.Default(), nil, func(*config.Config) {})
+	reloader, err := config.NewReloader(config.Default(), nil, func(*config.Config) (func(), error) { return func() {}, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	jobs, err := job.Open(nil, 0)
 	if err != nil {
@@ -98,9 +105,22 @@ func exportedNames(t *testing.T) map[string]bool {
 		t.Fatal(err)
 	}
 
+	actions, err := alertmanager.NewActions(alertmanager.ActionsConfig{State: state.NewDir(t.TempDir()), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	silencer, err := alertmanager.NewSilencer(alertmanager.SilenceSettings{}, alertmanager.DefaultSilenceTiming(), nil, time.Now, log.NewNopLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bridge, err := notify.New(notify.Config{Logger: log.NewNopLogger(), State: state.NewDir(t.TempDir())})
+	if err != nil {
+		t.Fatal(err)
+	}
+
 	names := make(map[string]bool)
 	nameOf := regexp.MustCompile(`fqName: "([^"]+)"`)
-	for _, c := range []prometheus.Collector{pools, scrubs, snapshots, reloader, versioncollector.NewCollector("btrfs_governor")} {
+	for _, c := range []prometheus.Collector{pools, scrubs, snapshots, actions, silencer, bridge, reloader, versioncollector.NewCollector("btrfs_governor")} {
 		descriptions := make(chan *prometheus.Desc)
 		go func() {
 			defer close(descriptions)
@@ -214,6 +234,17 @@ func TestNamedTestsExist(t *testing.T) {
 		for _, name := range testName.FindAllString(read(t, file), -1) {
 			if !strings.Contains(source.String(), "func "+name+"(") {
 				t.Errorf("%s names %s, which is no test", file, name)
+			}
+		}
+	}
+}
+
+func TestNamedAlertsExist(t *testing.T) {
+	names := alerts.Names()
+	for _, file := range documents(t) {
+		for _, name := range regexp.MustCompile(`\bBtrfs[A-Z][A-Za-z]+\b`).FindAllString(read(t, file), -1) {
+			if !slices.Contains(names, name) {
+				t.Errorf("%s names the alert %s, which there is not", file, name)
 			}
 		}
 	}

@@ -41,11 +41,12 @@ type Config struct {
 
 	// Jobs are those of the runners.
 	Jobs *job.Store
-	// Scrubs, Snapshots and Token are nil where nothing may be changed
-	// (--read-only).
-	Scrubs    Scrubs
-	Snapshots Snapshots
-	Token     *Token
+	// Those that follow are nil where nothing may be changed (--read-only).
+	Scrubs        Scrubs
+	Snapshots     Snapshots
+	Alerts        AlertActions
+	Notifications Notifications
+	Token         *Token
 	// Stopping is closed when the daemon stops: event streams then end. nil
 	// never is.
 	Stopping <-chan struct{}

@@ -36,16 +36,9 @@ type parameters struct {
 
 // readParameters reads the query and the body.
 func readParameters(w http.ResponseWriter, r *http.Request) (*parameters, error) {
-	p := &parameters{values: make(map[string]string)}
-	query, err := url.ParseQuery(r.URL.RawQuery)
+	p, err := readQuery(r)
 	if err != nil {
-		return nil, problemf(http.StatusBadRequest, "The query cannot be read: %v.", err)
-	}
-	for name, values := range query {
-		if len(values) != 1 {
-			return nil, problemf(http.StatusBadRequest, "Parameter %q is given %d times; give it once.", name, len(values))
-		}
-		p.values[name] = values[0]
+		return nil, err
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
@@ -61,6 +54,22 @@ func readParameters(w http.ResponseWriter, r *http.Request) (*parameters, error)
 		return nil, problemf(http.StatusUnsupportedMediaType, "The body has the Content-Type %q; send JSON with -H 'Content-Type: application/json', or the parameters in the query.", r.Header.Get("Content-Type"))
 	}
 	return p, p.addJSON(body)
+}
+
+// readQuery reads the query alone.
+func readQuery(r *http.Request) (*parameters, error) {
+	p := &parameters{values: make(map[string]string)}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, problemf(http.StatusBadRequest, "The query cannot be read: %v.", err)
+	}
+	for name, values := range query {
+		if len(values) != 1 {
+			return nil, problemf(http.StatusBadRequest, "Parameter %q is given %d times; give it once.", name, len(values))
+		}
+		p.values[name] = values[0]
+	}
+	return p, nil
 }
 
 // addJSON adds the members of a JSON object, whose values are single ones.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
+	"github.com/btrfs-governor/btrfs-governor/internal/notify"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
 	"github.com/btrfs-governor/btrfs-governor/snapshot"
 )
@@ -57,6 +58,10 @@ func problemOf(err error) *problem {
 	case errors.Is(err, scrub.ErrUnknownPool), errors.Is(err, job.ErrNotFound),
 		errors.Is(err, snapshot.ErrUnknownPool), errors.Is(err, snapshot.ErrUnknown), errors.Is(err, btrfs.ErrUnmounted):
 		return problemf(http.StatusNotFound, "%v.", err)
+	case errors.Is(err, notify.ErrUnknownReceiver):
+		return problemf(http.StatusNotFound, "%v: the configuration names the receivers, under notify.receivers.", err)
+	case errors.Is(err, notify.ErrQueueFull):
+		return problemf(http.StatusServiceUnavailable, "%v.", err) // Alertmanager sends it again
 	case errors.Is(err, scrub.ErrRunning):
 		return problemf(http.StatusConflict, "%v: look at it with GET, or end it with DELETE.", err)
 	case errors.Is(err, scrub.ErrNotRunning):
