@@ -65,6 +65,10 @@ bench: packages build ## benchmarks, and CPU per scrape beside node_exporter's (
 bench-scrub: packages ## what people feel of a scrub on emulated hard disks, REPEAT times (root)
 	$(GO) run ./internal/benchscrub -repeat $(REPEAT)
 
+.PHONY: load
+load: packages ## send 200 webhooks a second for a minute, garbage among them (root)
+	$(GO) test -count=1 -v ./cmd/btrfs-governor -run '^TestLoadOfWebhooks$$' -load.seconds=60
+
 .PHONY: demo
 demo: build ## serve a demonstration pool of four mismatched drives until Ctrl-C
 	$(GO) run ./internal/demo $(if $(VERIFY),-verify)

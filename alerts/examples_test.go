@@ -39,6 +39,16 @@ func TestAlertmanagerTakesTheExample(t *testing.T) {
 			t.Errorf("an alert of severity %s goes to %q: %v", severity, got, err)
 		}
 	}
+	const governor = "../examples/alertmanager-governor.yml"
+	if output, err := exec.Command(path, "check-config", governor).CombinedOutput(); err != nil {
+		t.Fatalf("amtool check-config: %v\n%s", err, output)
+	}
+	for severity, want := range map[string]string{critical: "actions,chat,phone", warning: "actions,phone"} {
+		output, err := exec.Command(path, "config", "routes", "test", "--config.file="+governor, "alertname=BtrfsPoolFillingUp", "severity="+severity).Output()
+		if got := strings.TrimSpace(string(output)); err != nil || got != want {
+			t.Errorf("an alert of severity %s goes to %q: %v, and not to %s", severity, got, err, want)
+		}
+	}
 	// What it mutes exists.
 	data, err := os.ReadFile(example)
 	if err != nil {

@@ -327,7 +327,7 @@ func startPrometheus(t *testing.T, all []history, begin time.Time) *prometheus {
 	if err := os.WriteFile(config, []byte("global: {}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	return &prometheus{testprogram.Serve(t, binary, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--storage.tsdb.retention.time=1y")}
+	return &prometheus{testprogram.Serve(t, binary, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--storage.tsdb.retention.time=1y").Address}
 }
 
 // openMetrics has a sample of each history each ten minutes.

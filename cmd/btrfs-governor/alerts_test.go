@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -57,91 +58,386 @@ func (p *person) says(what string) (description string, ok bool) {
 	return description, ok
 }
 
+// services are an ntfy, a Gotify and a Discord that remember what they were sent.
+type services struct {
+	mu       sync.Mutex
+	received map[string][]map[string]any // by service
+	problems []string
+}
+
+func (s *services) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var service, access string
+	switch {
+	case r.Method == http.MethodGet: // ntfy is asked for what it has
+		return
+	case r.URL.Path == "/":
+		service, access = "ntfy", r.Header.Get("Authorization")
+	case r.URL.Path == "/message":
+		service, access = "gotify", r.Header.Get("X-Gotify-Key")
+	case r.URL.Path == "/api/webhooks/1/s3cr3t":
+		service, access = "discord", "s3cr3t"
+	}
+	var sent map[string]any
+	err := json.NewDecoder(r.Body).Decode(&sent)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil || service == "" || !strings.Contains(access, "s3cr3t") {
+		s.problems = append(s.problems, fmt.Sprintf("%s %s, %q: %v", r.Method, r.URL.Path, access, err))
+		http.Error(w, "no", http.StatusBadRequest)
+		return
+	}
+	s.received[service] = append(s.received[service], sent)
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprint(w, `{"id":"1"}`)
+}
+
+// with returns what a service was sent that holds a text.
+func (s *services) with(service, text string) []map[string]any {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []map[string]any
+	for _, sent := range s.received[service] {
+		if data, err := json.Marshal(sent); err == nil && strings.Contains(string(data), text) {
+			all = append(all, sent)
+		}
+	}
+	return all
+}
+
+// stack is the daemon with Prometheus and Alertmanager, as the examples have them
+// but faster, and all who hear of alerts.
+type stack struct {
+	t            *testing.T
+	dir, socket  string
+	serve        *process
+	prometheus   *testprogram.Program
+	alertmanager *testprogram.Program
+	somebody     *person
+	services     *services
+}
+
+// stackOptions change what a stack is.
+type stackOptions struct {
+	config string              // of the daemon; ALERTMANAGER is the address of that
+	rules  func(string) string // changes the rules
+	routes string              // of Alertmanager, more of them
+	late   bool                // Alertmanager is not started
+}
+
+func newStack(t *testing.T, o stackOptions) *stack {
+	t.Helper()
+	s := &stack{t: t, dir: t.TempDir(), somebody: &person{heard: make(map[string]string)}, services: &services{received: make(map[string][]map[string]any)}}
+	s.socket = filepath.Join(s.dir, "api.sock")
+	webhook := httptest.NewServer(s.somebody)
+	t.Cleanup(webhook.Close)
+	chat := httptest.NewServer(s.services)
+	t.Cleanup(chat.Close)
+	token := s.write("state/token", "0123456789abcdef0123456789abcdef\n")
+
+	// Their addresses have to be known before they are configured.
+	governor := freeAddress(t)
+	s.alertmanager = testprogram.Serve(t, testprogram.Find(t, "prometheus-alertmanager", "prometheus-alertmanager"), "--cluster.listen-address=", "--storage.path="+filepath.Join(s.dir, "am"),
+		"--config.file="+s.example("alertmanager.yml",
+			"group_wait: 30s", "group_wait: 0s", "group_wait: 10s", "group_wait: 0s", "group_interval: 5m", "group_interval: 1s",
+			// Before the others, and beside them.
+			"  routes:\n", "  routes:\n"+o.routes+"    - {receiver: bridge, continue: true}\n    - {receiver: mail, continue: true}\n",
+			"email_configs:\n      - to: root@example.org", "webhook_configs:\n      - url: "+webhook.URL,
+			"receivers:\n", "receivers:\n"+hooks("bridge", governor, token, "notify/phone", "notify/tablet", "notify/chat")+hooks("actions", governor, token, "alertmanager"),
+			// All is to be heard here.
+			"inhibit_rules:", "# Not here: inhibit_rules:", "\n  - source_matchers:", "\n  #", "\n    target_matchers:", "\n  #", "\n    equal:", "\n  #"))
+	if o.late {
+		s.alertmanager.Kill()
+	}
+	s.write("config.yml", strings.ReplaceAll(o.config, "ALERTMANAGER", s.alertmanager.Address)+fmt.Sprintf(`
+notify:
+  receivers:
+    - {name: phone, type: ntfy, url: "%[1]s", topic: attic, token: s3cr3t-ntfy, rate_limit: 1000}
+    - {name: tablet, type: gotify, url: "%[1]s", token: s3cr3t-gotify, rate_limit: 1000}
+    - {name: chat, type: discord, url: "%[1]s/api/webhooks/1/s3cr3t", rate_limit: 1000}
+`, chat.URL))
+	s.startDaemon(governor)
+
+	rules, err := alerts.Files.ReadFile(alerts.FileName)
+	must(t, err)
+	text := regexp.MustCompile(`keep_firing_for: \w+`).ReplaceAllString(string(rules), "keep_firing_for: 1s")
+	if o.rules != nil {
+		text = o.rules(text)
+	}
+	s.write(alerts.FileName, text)
+	s.prometheus = testprogram.Serve(t, testprogram.Find(t, "prometheus", "prometheus"), "--storage.tsdb.path="+filepath.Join(s.dir, "tsdb"), "--rules.alert.resend-delay=1s",
+		"--config.file="+s.example("prometheus.yml",
+			"scrape_interval: 1m", "scrape_interval: 1s", "scrape_timeout: 10s", "scrape_timeout: 1s", "evaluation_interval: 1m", "evaluation_interval: 1s",
+			"localhost:9093", s.alertmanager.Address, "localhost:10134", governor))
+	return s
+}
+
+// hooks is a receiver of Alertmanager that sends to the daemon.
+func hooks(name, governor, token string, paths ...string) string {
+	text := "  - name: " + name + "\n    webhook_configs:\n"
+	for _, path := range paths {
+		text += "      - url: http://" + governor + "/api/v1/" + path + "\n        send_resolved: true\n        http_config: {authorization: {credentials_file: " + token + "}}\n"
+	}
+	return text
+}
+
+func (s *stack) startDaemon(address string) {
+	s.t.Helper()
+	s.serve = startServe(s.t, 1, []string{
+		"--web.listen-address=" + address, "--config.file=" + filepath.Join(s.dir, "config.yml"), "--state.dir=" + filepath.Join(s.dir, "state"), "--api.socket=" + s.socket,
+	})
+	eventually(s.t, "the socket is there", func() bool { _, err := os.Stat(s.socket); return err == nil })
+}
+
+func (s *stack) write(name, text string) string {
+	s.t.Helper()
+	path := filepath.Join(s.dir, name)
+	must(s.t, os.MkdirAll(filepath.Dir(path), 0o700))
+	must(s.t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+// example writes one of the examples, changed.
+func (s *stack) example(name string, changes ...string) string {
+	s.t.Helper()
+	data, err := os.ReadFile("../../examples/" + name)
+	must(s.t, err)
+	for i := 0; i < len(changes); i += 2 {
+		if !strings.Contains(string(data), changes[i]) {
+			s.t.Fatalf("%s does not have %q", name, changes[i])
+		}
+	}
+	return s.write(name, strings.NewReplacer(changes...).Replace(string(data)))
+}
+
+// query tells whether a query has a result that holds a text.
+func (s *stack) query(promql, text string) bool {
+	_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.prometheus.Address+"/api/v1/query?query="+promql)
+	return err == nil && strings.Contains(body, text)
+}
+
+func (s *stack) hears(what, pool, text string) {
+	s.t.Helper()
+	eventually(s.t, "somebody hears "+what, func() bool { _, ok := s.somebody.says(what); return ok })
+	if said, _ := s.somebody.says(what); !strings.Contains(said, text) || !strings.Contains(said, pool) {
+		s.t.Errorf("%s: %s", what, said)
+	}
+}
+
+// scrub scrubs a pool from the command line.
+func (s *stack) scrub(pool *btrfstest.Pool, want int) {
+	s.t.Helper()
+	must(s.t, pool.DropCaches())
+	if status, stdout, stderr := runCommandLine("scrub", "start", pool.UUID, "--mode=full", "--follow", "--api.socket="+s.socket); status != want {
+		s.t.Fatalf("scrub: exit status %d, want %d\n%s%s", status, want, stdout, stderr)
+	}
+}
+
+// everywhere waits until all services were sent something that holds a text, and
+// returns it.
+func (s *stack) everywhere(text string) (ntfy, gotify, discord map[string]any) {
+	s.t.Helper()
+	first := func(service string) map[string]any {
+		s.t.Helper()
+		eventually(s.t, service+" is sent "+text, func() bool { return len(s.services.with(service, text)) > 0 })
+		return s.services.with(service, text)[0]
+	}
+	return first("ntfy"), first("gotify"), first("discord")
+}
+
 // TestWhatHappensReachesAPerson has real Prometheus and Alertmanager tell of what
 // happens to a real pool: a block is corrupted and found by a scrub, and a device
-// goes missing.
+// goes missing. It is heard by a webhook, and through the bridge by ntfy, Gotify
+// and Discord.
 func TestWhatHappensReachesAPerson(t *testing.T) {
 	rig := btrfstest.New(t)
 	pool := newPool(t, rig, btrfstest.PoolOptions{Sizes: []int64{gib, gib, gib}, Data: "raid1", Metadata: "raid1", Label: "attic"})
 	must(t, pool.WriteFile("film", 8*mib, newRandom()))
 	must(t, pool.WriteFile("lost", mib, newRandom()))
 	must(t, pool.Sync())
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "api.sock")
-	must(t, os.WriteFile(filepath.Join(dir, "config.yml"), nil, 0o600))
-	serve := startServe(t, 1, []string{
-		"--web.listen-address=127.0.0.1:0", "--config.file=" + filepath.Join(dir, "config.yml"), "--state.dir=" + filepath.Join(dir, "state"), "--api.socket=" + socket,
-	})
-	somebody := &person{heard: make(map[string]string)}
-	server := httptest.NewServer(somebody)
-	t.Cleanup(server.Close)
-
-	// The examples, but faster.
-	write := func(name, text string) string {
-		t.Helper()
-		path := filepath.Join(dir, name)
-		must(t, os.WriteFile(path, []byte(text), 0o600))
-		return path
-	}
-	example := func(name string, changes ...string) string {
-		t.Helper()
-		data, err := os.ReadFile("../../examples/" + name)
-		must(t, err)
-		for i := 0; i < len(changes); i += 2 {
-			if !strings.Contains(string(data), changes[i]) {
-				t.Fatalf("%s does not have %q", name, changes[i])
-			}
-		}
-		return write(name, strings.NewReplacer(changes...).Replace(string(data)))
-	}
-	alertmanager := testprogram.Serve(t, testprogram.Find(t, "prometheus-alertmanager", "prometheus-alertmanager"), "--cluster.listen-address=", "--storage.path="+filepath.Join(dir, "am"),
-		"--config.file="+example("alertmanager.yml",
-			"group_wait: 30s", "group_wait: 0s", "group_wait: 10s", "group_wait: 0s", "group_interval: 5m", "group_interval: 1s",
-			"email_configs:\n      - to: root@example.org", "webhook_configs:\n      - url: "+server.URL,
-			// All is to be heard here.
-			"inhibit_rules:", "# Not here: inhibit_rules:", "\n  - source_matchers:", "\n  #", "\n    target_matchers:", "\n  #", "\n    equal:", "\n  #"))
-	rules, err := alerts.Files.ReadFile(alerts.FileName)
-	must(t, err)
-	write(alerts.FileName, regexp.MustCompile(`keep_firing_for: \w+`).ReplaceAllString(string(rules), "keep_firing_for: 1s"))
-	prometheus := testprogram.Serve(t, testprogram.Find(t, "prometheus", "prometheus"), "--storage.tsdb.path="+filepath.Join(dir, "tsdb"),
-		"--config.file="+example("prometheus.yml",
-			"scrape_interval: 1m", "scrape_interval: 1s", "scrape_timeout: 10s", "scrape_timeout: 1s", "evaluation_interval: 1m", "evaluation_interval: 1s",
-			"localhost:9093", alertmanager, "localhost:10134", serve.addrs[0]))
-
+	s := newStack(t, stackOptions{})
 	eventually(t, "Prometheus knows the pool as it was before", func() bool {
-		_, body, err := request(serve.client, http.MethodGet, "http://"+prometheus+"/api/v1/query?query=count_over_time(btrfs_device_errors_total[1m])>1")
-		return err == nil && strings.Contains(body, pool.UUID)
+		return s.query("count_over_time(btrfs_device_errors_total[1m])>1", pool.UUID)
 	})
-	hears := func(what, text string) {
-		t.Helper()
-		eventually(t, "somebody hears "+what, func() bool { _, ok := somebody.says(what); return ok })
-		if said, _ := somebody.says(what); !strings.Contains(said, text) || !strings.Contains(said, pool.UUID) {
-			t.Errorf("%s: %s", what, said)
-		}
-	}
-	scrub := func(want int) {
-		t.Helper()
-		eventually(t, "the socket is there", func() bool { _, err := os.Stat(socket); return err == nil })
-		must(t, pool.DropCaches())
-		if status, stdout, stderr := runCommandLine("scrub", "start", pool.UUID, "--mode=full", "--follow", "--api.socket="+socket); status != want {
-			t.Fatalf("scrub: exit status %d, want %d\n%s%s", status, want, stdout, stderr)
-		}
-	}
 	must(t, pool.CorruptFile("film", 0, 0))
-	scrub(3)
-	hears("BtrfsScrubErrorsCorrected warning firing", "attic")
-	hears("BtrfsDeviceErrors warning firing", "corruption")
+	s.scrub(pool, 3)
+	s.hears("BtrfsScrubErrorsCorrected warning firing", pool.UUID, "attic")
+	s.hears("BtrfsDeviceErrors warning firing", pool.UUID, "corruption")
+	s.everywhere("BtrfsScrubErrorsCorrected")
 
 	must(t, pool.CorruptFile("lost", 0, 0))
 	must(t, pool.CorruptFile("lost", 0, 1))
-	scrub(4)
-	hears("BtrfsScrubErrorsUncorrectable critical firing", "no other copy could repair")
+	s.scrub(pool, 4)
+	s.hears("BtrfsScrubErrorsUncorrectable critical firing", pool.UUID, "no other copy could repair")
+	ntfy, gotify, discord := s.everywhere("BtrfsScrubErrorsUncorrectable")
+	runbook := "docs/runbook.md#btrfsscruberrorsuncorrectable"
+	if ntfy["topic"] != "attic" || ntfy["priority"] != 5.0 || !strings.Contains(fmt.Sprint(ntfy["title"]), "attic") || !strings.Contains(fmt.Sprint(ntfy["actions"], ntfy["click"]), runbook) {
+		t.Errorf("ntfy got %v", ntfy)
+	}
+	if gotify["priority"] != 8.0 || !strings.Contains(fmt.Sprint(gotify["extras"]), "text/markdown") || !strings.Contains(fmt.Sprint(gotify["title"]), "FIRING") {
+		t.Errorf("Gotify got %v", gotify)
+	}
+	embeds, _ := discord["embeds"].([]any)
+	if len(embeds) == 0 || !strings.Contains(fmt.Sprint(embeds...), runbook) || fmt.Sprint(discord["allowed_mentions"]) != "map[parse:[]]" {
+		t.Errorf("Discord got %v", discord)
+	}
 
 	must(t, pool.Detach(3))
 	must(t, pool.MountDegraded(false))
-	hears("BtrfsDeviceMissing critical firing", fmt.Sprintf("Device %d", 3))
+	s.hears("BtrfsDeviceMissing critical firing", pool.UUID, "Device 3")
 	must(t, pool.Unmount())
 	must(t, pool.Attach(3))
 	must(t, pool.Mount())
-	hears("BtrfsDeviceMissing critical resolved", "attic")
+	s.hears("BtrfsDeviceMissing critical resolved", pool.UUID, "attic")
+	if len(s.services.problems) > 0 {
+		t.Errorf("the services were sent what they do not take: %q", s.services.problems)
+	}
+}
+
+// silencesOf returns the silences of the daemon, by their state.
+func (s *stack) silencesOf(state string) (comments []string) {
+	_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.alertmanager.Address+"/api/v2/silences")
+	var all []struct {
+		CreatedBy string                 `json:"createdBy"`
+		Comment   string                 `json:"comment"`
+		Status    struct{ State string } `json:"status"`
+	}
+	if err != nil || json.Unmarshal([]byte(body), &all) != nil {
+		return nil
+	}
+	for _, silence := range all {
+		if silence.CreatedBy == "btrfs-governor@nas" && silence.Status.State == state {
+			comments = append(comments, silence.Comment)
+		}
+	}
+	return comments
+}
+
+const silencing = `
+alertmanager:
+  silences:
+    alertmanagers: [{url: "http://ALERTMANAGER"}]
+    matchers: [['alertname="DiskLatencyHigh"']]
+    instance: nas
+`
+
+// TestOverdueScrubIsStartedAndSilent: a scrub is overdue, the alert has the daemon
+// start one, there is a silence while it runs and none afterwards, and the alert
+// resolves.
+func TestOverdueScrubIsStartedAndSilent(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := newPool(t, rig, btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1", Label: "attic"})
+	must(t, pool.WriteFile("film", 100*mib, newRandom()))
+	must(t, pool.Sync())
+	const days = "35 * 86400"
+	s := newStack(t, stackOptions{
+		config: silencing + `  actions:
+    - name: scrub-overdue
+      match: [alertname="BtrfsScrubOverdue", severity="warning"]
+      action: scrub
+      limit: 10MB
+      cool_down: 1h
+`,
+		rules: func(text string) string {
+			if strings.Count(text, days) != 1 {
+				t.Fatalf("the rules do not have %q once", days)
+			}
+			text = strings.Replace(text, days, "15", 1)
+			return strings.ReplaceAll(text, "for: 1h", "for: 0s")
+		},
+		routes: "    - {receiver: actions, continue: true}\n",
+	})
+	s.scrub(pool, 0)
+	s.hears("BtrfsScrubOverdue warning firing", pool.UUID, "has gone to its end")
+	eventually(t, "there is a silence", func() bool { return len(s.silencesOf("active")) == 1 })
+	if comment := s.silencesOf("active")[0]; !strings.Contains(comment, pool.UUID) || !strings.Contains(comment, "scrub") {
+		t.Errorf("the silence says %q", comment)
+	}
+	status, stdout, _ := runCommandLine("scrub", "status", pool.UUID, "--output=json", "--api.socket="+s.socket)
+	if status != 0 || !strings.Contains(stdout, "action scrub-overdue for alert ") {
+		t.Errorf("scrub status: %d\n%s", status, stdout)
+	}
+	s.hears("BtrfsScrubOverdue warning resolved", pool.UUID, "attic")
+	eventually(t, "the silence is expired", func() bool { return len(s.silencesOf("active")) == 0 && len(s.silencesOf("expired")) == 2 })
+	_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.serve.addrs[0]+"/metrics")
+	must(t, err)
+	if !strings.Contains(body, `btrfs_governor_alert_actions_total{action="scrub-overdue",result="started"} 1`) || !strings.Contains(body, "btrfs_governor_silences 0") {
+		t.Errorf("the metrics are\n%s", grepLines(body, "btrfs_governor_(alert|silence)"))
+	}
+	eventually(t, "it is overdue again, and cools down", func() bool {
+		_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.serve.addrs[0]+"/metrics")
+		return err == nil && strings.Contains(body, `result="cooling_down"} 1`)
+	})
+}
+
+// grepLines returns the lines that match.
+func grepLines(text, pattern string) string {
+	return strings.Join(regexp.MustCompile("(?m)^.*"+pattern+".*$").FindAllString(text, -1), "\n")
+}
+
+// TestAlertmanagerThatIsDownLosesAndDoublesNothing: it is down for the whole of a
+// scrub that finds errors, and killed in the middle of another one; the daemon is
+// killed too.
+func TestAlertmanagerThatIsDownLosesAndDoublesNothing(t *testing.T) {
+	rig := btrfstest.New(t)
+	pool := newPool(t, rig, btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1", Label: "attic"})
+	must(t, pool.WriteFile("film", 100*mib, newRandom()))
+	must(t, pool.WriteFile("lost", mib, newRandom()))
+	must(t, pool.Sync())
+	s := newStack(t, stackOptions{config: silencing, late: true})
+	eventually(t, "Prometheus knows the pool as it was before", func() bool {
+		return s.query("count_over_time(btrfs_device_errors_total[1m])>1", pool.UUID)
+	})
+	must(t, pool.CorruptFile("film", 0, 0))
+	s.scrub(pool, 3)
+	eventually(t, "Prometheus has the alert", func() bool {
+		return s.query(`ALERTS{alertname="BtrfsScrubErrorsCorrected",alertstate="firing"}`, pool.UUID)
+	})
+	s.alertmanager.Start()
+	s.everywhere("BtrfsScrubErrorsCorrected")
+	if left := s.silencesOf("active"); len(left) > 0 {
+		t.Errorf("the scrub has ended, and there are silences: %q", left)
+	}
+
+	// A second one, in whose middle Alertmanager and then the daemon are killed.
+	must(t, pool.CorruptFile("lost", 0, 0))
+	must(t, pool.CorruptFile("lost", 0, 1))
+	must(t, pool.DropCaches())
+	if status, stdout, stderr := runCommandLine("scrub", "start", pool.UUID, "--limit=10MB", "--api.socket="+s.socket); status != 0 {
+		t.Fatalf("scrub: exit status %d\n%s%s", status, stdout, stderr)
+	}
+	eventually(t, "there is a silence", func() bool { return len(s.silencesOf("active")) == 1 })
+	s.alertmanager.Kill()
+	must(t, s.serve.cmd.Process.Kill())
+	<-s.serve.exited
+	s.startDaemon(s.serve.addrs[0])
+	s.alertmanager.Start()
+	eventually(t, "there is a silence again", func() bool { return len(s.silencesOf("active")) == 1 })
+	s.everywhere("BtrfsScrubErrorsUncorrectable")
+	eventually(t, "the silence is expired", func() bool { return len(s.silencesOf("active")) == 0 })
+
+	// Alertmanager has lost its log of what it sent, and sends it again; the bridge
+	// knows. Each state of the group has come once.
+	eventually(t, "nothing waits to be sent", func() bool {
+		_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.serve.addrs[0]+"/metrics")
+		return err == nil && strings.Count(body, "btrfs_governor_notifications_queued{") == 3 && !regexp.MustCompile(`(?m)^btrfs_governor_notifications_queued.* [1-9]`).MatchString(body)
+	})
+	for _, service := range []string{"ntfy", "gotify", "discord"} {
+		all := s.services.with(service, "")
+		texts := make([]string, len(all))
+		for i := range all {
+			for _, volatile := range []string{"sequence_id", "nonce"} {
+				delete(all[i], volatile)
+			}
+			data, err := json.Marshal(all[i])
+			must(t, err)
+			texts[i] = string(data)
+		}
+		slices.Sort(texts)
+		if n := len(slices.Compact(slices.Clone(texts))); n != len(texts) {
+			t.Errorf("%s was sent %d notifications, of which %d are different:\n%s", service, len(texts), n, strings.Join(texts, "\n"))
+		}
+	}
+	if len(s.services.problems) > 0 {
+		t.Errorf("the services were sent what they do not take: %q", s.services.problems)
+	}
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 )
@@ -30,17 +32,36 @@ func Find(t testing.TB, program, debianPackage string) string {
 // listening is what Prometheus and Alertmanager log of their address.
 var listening = regexp.MustCompile(`msg="Listening on" address=(\S+)`)
 
-// Serve starts Prometheus or Alertmanager on a free port of loopback, and returns
-// its address. It ends with the test.
-func Serve(t testing.TB, path string, args ...string) (address string) {
+// Program is a Prometheus or an Alertmanager.
+type Program struct {
+	// Address is where it listens, also after it was started again.
+	Address string
+
+	t    testing.TB
+	path string
+	args []string
+	kill func()
+}
+
+// Serve starts Prometheus or Alertmanager on a free port of loopback. It ends with
+// the test.
+func Serve(t testing.TB, path string, args ...string) *Program {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), path, append(args, "--web.listen-address=127.0.0.1:0")...)
+	p := &Program{Address: "127.0.0.1:0", t: t, path: path, args: args}
+	p.Start()
+	return p
+}
+
+// Start starts it again after Kill.
+func (p *Program) Start() {
+	p.t.Helper()
+	cmd := exec.CommandContext(p.t.Context(), p.path, append(slices.Clone(p.args), "--web.listen-address="+p.Address)...)
 	stderr, err := cmd.StderrPipe()
 	if err == nil {
 		err = cmd.Start()
 	}
 	if err != nil {
-		t.Fatal(err)
+		p.t.Fatal(err)
 	}
 	addresses, read := make(chan string, 1), make(chan struct{})
 	go func() {
@@ -54,18 +75,22 @@ func Serve(t testing.TB, path string, args ...string) (address string) {
 			}
 		}
 	}()
-	t.Cleanup(func() {
+	p.kill = sync.OnceFunc(func() {
 		_ = cmd.Process.Kill()
 		<-read
 		_ = cmd.Wait()
 	})
+	p.t.Cleanup(p.kill)
 	address, ok := <-addresses
 	if !ok {
-		t.Fatalf("%s ended before it listened", path)
+		p.t.Fatalf("%s ended before it listened", p.path)
 	}
-	waitReady(t, address)
-	return address
+	p.Address = address
+	waitReady(p.t, address)
 }
+
+// Kill ends it with SIGKILL, and returns when it has ended.
+func (p *Program) Kill() { p.kill() }
 
 // patience is how long a program may take until it answers.
 const patience = 30 * time.Second
