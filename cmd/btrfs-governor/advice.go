@@ -52,7 +52,7 @@ func advise(facts *collector.Facts) alertmanager.Advice {
 		a.Text = fmt.Sprintf("A balance of pool %s would give back %s of %s, which is not worth it.", name, humanize.IBytes(gain), humanize.IBytes(r.Usable))
 		return a
 	}
-	a.Text = fmt.Sprintf("A balance of pool %s would give back %s: %s are free, and %s afterwards. It reads and writes all data; begin it at a quiet time with `%s`.",
+	a.Text = fmt.Sprintf("A balance of pool %s would give back %s: %s are free, and %s afterwards. It reads and writes all data; begin it at a quiet time with: %s",
 		name, humanize.IBytes(gain), humanize.IBytes(r.Free), humanize.IBytes(r.FreeAfterBalance), a.Command)
 	return a
 }

@@ -62,7 +62,7 @@ func newWebhooks(rng *rand.Rand, pool string, n int) []webhook {
 		func(s string) string {
 			return strings.Replace(s, `"groupKey":"`, `"groupKey":"`+strings.Repeat("x", 5<<20), 1)
 		},
-		func(s string) string { return strings.Replace(s, "fingerprint", "finger\x00print", -1) },
+		func(s string) string { return strings.ReplaceAll(s, "fingerprint", "finger\x00print") },
 	}
 	all := make([]webhook, n)
 	for i := range all {
@@ -122,7 +122,7 @@ notify:
 	for range 16 {
 		senders.Go(func() {
 			for w := range next {
-				r, err := http.NewRequest(http.MethodPost, "http://"+serve.addrs[0]+w.path, bytes.NewReader([]byte(w.body))) //nolint:noctx // its client has a timeout
+				r, err := http.NewRequest(http.MethodPost, "http://"+serve.addrs[0]+w.path, bytes.NewReader([]byte(w.body)))
 				if err != nil {
 					t.Error(err)
 					continue

@@ -441,7 +441,7 @@ func TestHTTPConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	resp, err := client.Post(redirect.URL, "application/json", strings.NewReader("{}")) //nolint:noctx // answered at once
+	resp, err := client.Post(redirect.URL, "application/json", strings.NewReader("{}"))
 	if err != nil {
 		t.Fatal(err)
 	}
