@@ -46,6 +46,10 @@ test: packages test-arch ## run all tests (as root: on real pools too)
 test-arch: packages ## run the ABI tests of package btrfs for arm, arm64 and 386
 	.ci/test-arch arm arm64 386
 
+.PHONY: test-prometheus3
+test-prometheus3: ## read the alerting rules as Prometheus 3 does
+	cd alerts/prometheus3 && $(GO) run . ../btrfs.rules.yml
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## gofmt, go vet and golangci-lint
 	@unformatted=$$(gofmt -l .) && test -z "$$unformatted" || { echo "not formatted with gofmt: $$unformatted"; exit 1; }
