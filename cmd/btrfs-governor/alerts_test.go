@@ -258,6 +258,15 @@ func TestWhatHappensReachesAPerson(t *testing.T) {
 	eventually(t, "Prometheus knows the pool as it was before", func() bool {
 		return s.query("count_over_time(btrfs_device_errors_total[1m])>1", pool.UUID)
 	})
+	for name, want := range map[string]string{"phone": "ntfy", "tablet": "gotify", "chat": "discord"} {
+		status, stdout, stderr := runCommandLine("notify", "test", name, "--api.socket="+s.socket)
+		if status != 0 || !strings.Contains(stdout, "has taken the notification") || len(s.services.with(want, "")) != 1 {
+			t.Errorf("notify test %s: %d %s%s", name, status, stdout, stderr)
+		}
+	}
+	if status, _, stderr := runCommandLine("notify", "test", "nobody", "--api.socket="+s.socket); status != 1 || !strings.Contains(stderr, `"nobody"`) || !strings.Contains(stderr, "notify.receivers") {
+		t.Errorf("notify test nobody: %d %s", status, stderr)
+	}
 	must(t, pool.CorruptFile("film", 0, 0))
 	s.scrub(pool, 3)
 	s.hears("BtrfsScrubErrorsCorrected warning firing", pool.UUID, "attic")

@@ -253,10 +253,8 @@ func (a *Actions) handle(ctx context.Context, action *Action, alert *Alert, dryR
 	if dryRun {
 		o.Result = DryRun
 		o.Detail, err = a.plan(ctx, action, pool)
-		if isUnknownPool(err) {
-			o.Result = UnknownPool
-		} else if err != nil {
-			o.Result, o.Detail = Failed, sentence(err)
+		if err != nil {
+			o.Result, o.Detail = resultOf(err), sentence(err)
 		}
 		return o, nil
 	}
@@ -267,12 +265,9 @@ func (a *Actions) handle(ctx context.Context, action *Action, alert *Alert, dryR
 	}
 	o.Result, o.Detail, o.Job, err = a.do(ctx, action, pool, alert)
 	again := err
-	switch {
-	case isUnknownPool(err):
-		o.Result, o.Detail, again = UnknownPool, sentence(err), nil
-	case err != nil:
-		o.Result, o.Detail = Failed, sentence(err)
-		if errors.Is(err, scrub.ErrInvalid) || errors.Is(err, snapshot.ErrInvalid) {
+	if err != nil {
+		o.Result, o.Detail = resultOf(err), sentence(err)
+		if o.Result == UnknownPool || errors.Is(err, scrub.ErrInvalid) || errors.Is(err, snapshot.ErrInvalid) {
 			again = nil // it is refused the next time too
 		}
 	}
@@ -314,8 +309,13 @@ func (a *Actions) end(o *Outcome, line *memoryLine) {
 	}
 }
 
-func isUnknownPool(err error) bool {
-	return errors.Is(err, scrub.ErrUnknownPool) || errors.Is(err, snapshot.ErrUnknownPool) || errors.Is(err, ErrNoPool) || errors.Is(err, btrfs.ErrUnmounted)
+func resultOf(err error) Result {
+	for _, unknown := range []error{scrub.ErrUnknownPool, snapshot.ErrUnknownPool, ErrNoPool, btrfs.ErrUnmounted} {
+		if errors.Is(err, unknown) {
+			return UnknownPool
+		}
+	}
+	return Failed
 }
 
 func sentence(err error) string {
