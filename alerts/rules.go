@@ -266,7 +266,7 @@ func deviceGroup(t *Thresholds) group {
   )
 )`, t.Concentration) + named,
 			Summary:     `The metadata of pool ` + pool + ` lies on the same devices`,
-			Description: `{{ $value | humanizePercentage }} of the metadata of pool ` + pool + ` on {{ $labels.instance }} has all its copies on the same devices` + queried("btrfs_device_metadata_share_ratio{uuid='%s'} > 0.05", ` (devid{{ range . }} {{ . | label "devid" }}{{ end }})`) + `, though there are more. Should these fail together, the pool is lost.`,
+			Description: `{{ $value | humanizePercentage }} of the metadata of pool ` + pool + ` on {{ $labels.instance }} has all its copies on the same devices` + queried("btrfs_device_metadata_share_ratio{uuid='%s'} > 0.05", ` (devid{{ range . | sortByLabel "devid" }} {{ . | label "devid" }}{{ end }})`) + `, though there are more. Should these fail together, the pool is lost.`,
 		},
 	}}
 }
