@@ -220,7 +220,7 @@ func TestReloadKeepsTheLastGoodConfiguration(t *testing.T) {
 	writeFile(t, file, "scrape: {timeout: 5s}\n")
 	p := startServe(t, 1, recordedArgs(t, "--config.file="+file))
 	const successful = "btrfs_governor_config_last_reload_successful"
-	problem := file + `:1: unknown key "scrap" (known keys: scrape, pools, api, scrub, snapshots)`
+	problem := file + `:1: unknown key "scrap" (known keys: scrape, pools, api, scrub, snapshots, alertmanager, notify)`
 
 	check := func(t *testing.T, reload func(status int, answer string)) {
 		writeFile(t, file, "scrap: {timeout: 5s}\n")
