@@ -75,7 +75,7 @@ load: packages ## send 200 webhooks a second for a minute, garbage among them (r
 
 .PHONY: demo
 demo: build ## serve a demonstration pool of four mismatched drives until Ctrl-C
-	$(GO) run ./internal/demo $(if $(VERIFY),-verify)
+	$(GO) run ./internal/demo $(if $(VERIFY),-verify) $(if $(STACK),-stack=$(STACK))
 
 .PHONY: run
 run: build ## serve this machine's own pools, changing nothing

@@ -226,9 +226,9 @@ func TestReloadKeepsTheLastGoodConfiguration(t *testing.T) {
 		writeFile(t, file, "scrap: {timeout: 5s}\n")
 		reload(500, problem)
 		eventually(t, "the bad reload shows in the metrics", func() bool { return p.metric(successful) == "0" })
-		if log := p.logged(); !strings.Contains(log, strings.ReplaceAll(problem, `"`, `\"`)) {
-			t.Errorf("the log does not say what is wrong:\n%s", log)
-		}
+		eventually(t, "the log says what is wrong", func() bool {
+			return strings.Contains(p.logged(), strings.ReplaceAll(problem, `"`, `\"`))
+		})
 		writeFile(t, file, "scrape: {timeout: 6s}\n")
 		reload(200, "reloaded")
 		eventually(t, "the good reload shows in the metrics", func() bool { return p.metric(successful) == "1" })

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
+	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
 )
 
 // patience bounds every wait of these tests.
@@ -201,7 +202,7 @@ func TestDemoShowsAPoolAndRemovesIt(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	r := start(t, exec.Command(os.Args[0], "-governor", governor(t), "-listen", taken.Addr().String(), "-verify"))
+	r := start(t, exec.Command(os.Args[0], "-governor", governor(t), "-listen", taken.Addr().String(), "-verify", "-stack=off"))
 	r.waitFor("^End ")
 	text := r.printed()
 	checkContains(t, text,
@@ -247,7 +248,7 @@ func TestDemoInterruptedOnTheWayRemovesWhatThereIs(t *testing.T) {
 	btrfstest.Require(t)
 	path := governor(t)
 	for _, after := range []time.Duration{50 * time.Millisecond, 300 * time.Millisecond, time.Second} {
-		r := start(t, exec.Command(os.Args[0], "-governor", path, "-listen", "127.0.0.1:0"))
+		r := start(t, exec.Command(os.Args[0], "-governor", path, "-listen", "127.0.0.1:0", "-stack=off"))
 		r.waitFor("^Making")
 		time.Sleep(after)
 		mine := runDirs(t, r.cmd.Process.Pid)
@@ -255,6 +256,54 @@ func TestDemoInterruptedOnTheWayRemovesWhatThereIs(t *testing.T) {
 		for _, dir := range mine {
 			checkNothingLeft(t, dir, "")
 		}
+	}
+}
+
+// TestDemoShowsHowAnErrorReachesAPhone runs the real Prometheus and Alertmanager,
+// to the end and interrupted on the way.
+func TestDemoShowsHowAnErrorReachesAPhone(t *testing.T) {
+	btrfstest.Require(t)
+	testprogram.Find(t, "prometheus", "prometheus")
+	testprogram.Find(t, "prometheus-alertmanager", "prometheus-alertmanager")
+	path := governor(t)
+	for _, until := range []string{"^How an error reaches", "^A scrub is started", "^End "} {
+		r := start(t, exec.Command(os.Args[0], "-governor", path, "-listen", "127.0.0.1:0", "-stack=on"))
+		r.waitFor(until)
+		mine, programs := runDirs(t, r.cmd.Process.Pid), children(t, r.cmd.Process.Pid)
+		if until == "^End " {
+			checkContains(t, r.printed(),
+				`^It says: 1 errors, 1 corrected, 0 uncorrectable\.$`,
+				`^  \| \[FIRING:\d\] .*BtrfsScrubErrorsCorrected`,
+				`^Alerts +http://127\.0\.0\.1:\d+/alerts`,
+			)
+			if len(programs) != 4 {
+				t.Errorf("%d programs run", len(programs))
+			}
+		}
+		r.interrupt(syscall.SIGINT)
+		for _, dir := range mine {
+			checkNothingLeft(t, dir, "")
+		}
+		for _, pid := range programs {
+			if syscall.Kill(pid, 0) == nil {
+				t.Errorf("interrupted after %q, process %d is left", until, pid)
+			}
+		}
+	}
+}
+
+func TestDemoWithoutThePrograms(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	var out bytes.Buffer
+	if s, err := findStack(t.Context(), options{stack: stackAuto}, &out); s != nil || err != nil || !strings.Contains(out.String(), "apt-get install prometheus") {
+		t.Errorf("%v, %v: %s", s, err, &out)
+	}
+	if _, err := findStack(t.Context(), options{stack: stackOn}, &out); err == nil || !strings.Contains(err.Error(), "install the packages") {
+		t.Errorf("%v", err)
+	}
+	out.Reset()
+	if s, err := findStack(t.Context(), options{stack: stackOff}, &out); s != nil || err != nil || out.Len() > 0 {
+		t.Errorf("%v, %v: %s", s, err, &out)
 	}
 }
 
@@ -277,7 +326,7 @@ func runDirs(t *testing.T, pid int) []string {
 
 func TestDemoEndsWithItsServer(t *testing.T) {
 	btrfstest.Require(t)
-	r := start(t, exec.Command(os.Args[0], "-governor", governor(t), "-listen", "127.0.0.1:0"))
+	r := start(t, exec.Command(os.Args[0], "-governor", governor(t), "-listen", "127.0.0.1:0", "-stack=off"))
 	r.waitFor("^End ")
 	dir := r.waitFor(`^(/.*/btrfs-governor-rig-\d+)/`)[1]
 	if err := syscall.Kill(child(t, r.cmd.Process.Pid), syscall.SIGKILL); err != nil {
@@ -294,9 +343,19 @@ func TestDemoEndsWithItsServer(t *testing.T) {
 	checkNothingLeft(t, dir, "")
 }
 
-// child returns the process that another one started: the one that has it as
-// its parent (proc_pid_stat(5), field 4).
+// child returns the process that another one started.
 func child(t *testing.T, parent int) int {
+	t.Helper()
+	all := children(t, parent)
+	if len(all) == 0 {
+		t.Fatalf("process %d has no child", parent)
+	}
+	return all[0]
+}
+
+// children returns the processes that another one started: those that have it as
+// their parent (proc_pid_stat(5), field 4).
+func children(t *testing.T, parent int) (all []int) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
@@ -313,11 +372,10 @@ func child(t *testing.T, parent int) int {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return pid
+			all = append(all, pid)
 		}
 	}
-	t.Fatalf("process %d has no child", parent)
-	return 0
+	return all
 }
 
 func TestDemoWithoutRootServesRecordedPools(t *testing.T) {

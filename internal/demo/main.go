@@ -21,9 +21,10 @@ func main() {
 	flag.StringVar(&o.governor, "governor", "./btrfs-governor", "the btrfs-governor to run; built if there is none")
 	flag.StringVar(&o.listen, "listen", "127.0.0.1:10134", "address to serve on; another port if it is taken")
 	flag.StringVar(&o.recorded, "recorded", "testdata/pools", "recorded pools to serve where none can be made")
+	flag.StringVar(&o.stack, "stack", stackAuto, "start Prometheus and Alertmanager too: auto where they are installed, on, or off")
 	flag.BoolVar(&o.verify, "verify", false, "fill the pool to see how much really fits")
 	flag.Parse()
-	if flag.NArg() > 0 {
+	if flag.NArg() > 0 || o.stack != stackAuto && o.stack != stackOn && o.stack != stackOff {
 		flag.Usage()
 		os.Exit(2)
 	}
@@ -37,8 +38,8 @@ func main() {
 }
 
 type options struct {
-	governor, listen, recorded string
-	verify                     bool
+	governor, listen, recorded, stack string
+	verify                            bool
 }
 
 // run shows the demonstration until ctx is done, and leaves nothing behind.
@@ -84,6 +85,18 @@ func showPool(ctx context.Context, o options, out io.Writer) (err error) {
 		if err := demo.verify(ctx, server, out); err != nil {
 			return unlessInterrupted(ctx, err)
 		}
+	}
+	stack, err := findStack(ctx, o, out)
+	if err != nil {
+		return unlessInterrupted(ctx, err)
+	}
+	if stack != nil {
+		if err := stack.start(ctx, demo.rig, o, out); err != nil {
+			stack.end()
+			return unlessInterrupted(ctx, err)
+		}
+		defer stack.end()
+		stack.printURLs(out)
 	}
 	server.printURLs(out, demo.pool.UUID)
 	return server.wait(ctx, out)

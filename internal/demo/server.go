@@ -25,11 +25,17 @@ const (
 
 // server is the running btrfs-governor.
 type server struct {
-	cmd      *exec.Cmd
-	address  string
+	*process
 	stateDir string
-	log      bytes.Buffer  // to be read once it has exited
-	exited   chan struct{} // closed when it has
+}
+
+// process is a program that runs and answers on an address.
+type process struct {
+	name    string
+	cmd     *exec.Cmd
+	address string
+	log     bytes.Buffer  // to be read once it has exited
+	exited  chan struct{} // closed when it has
 }
 
 // startServer starts `btrfs-governor serve` and waits until it is ready. With
@@ -43,7 +49,6 @@ func startServer(ctx context.Context, o options, out io.Writer, recorded string)
 	if err != nil {
 		return nil, err
 	}
-	s := &server{address: address, stateDir: stateDir, exited: make(chan struct{})}
 	args := []string{
 		"serve", "--read-only", "--web.listen-address=" + address,
 		"--config.file=/dev/null", "--state.dir=" + stateDir, "--log.level=warn",
@@ -51,29 +56,39 @@ func startServer(ctx context.Context, o options, out io.Writer, recorded string)
 	if recorded != "" {
 		args = append(args, "--path.recorded="+recorded)
 	}
-	s.cmd = exec.Command(o.governor, args...)
-	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
+	p, err := startProcess(ctx, "btrfs-governor", address, o.governor, args...)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(stateDir))
+	}
+	return &server{p, stateDir}, nil
+}
+
+// startProcess starts a program that serves HTTP on an address, and waits until it
+// is ready.
+func startProcess(ctx context.Context, name, address, program string, args ...string) (*process, error) {
+	p := &process{name: name, address: address, exited: make(chan struct{}), cmd: exec.Command(program, args...)}
+	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
 	// Ctrl-C is for us, and we end it; it never outlives us.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)
 	go func() {
 		// The kernel kills the process with the thread that started it.
 		runtime.LockOSThread()
-		err := s.cmd.Start()
+		err := p.cmd.Start()
 		started <- err
 		if err == nil {
-			_ = s.cmd.Wait() // the log tells
-			close(s.exited)
+			_ = p.cmd.Wait() // the log tells
+			close(p.exited)
 		}
 	}()
 	if err := <-started; err != nil {
-		return nil, errors.Join(err, os.RemoveAll(stateDir))
-	}
-	if err := s.waitReady(ctx); err != nil {
-		s.stop()
 		return nil, err
 	}
-	return s, nil
+	if err := p.waitReady(ctx); err != nil {
+		p.end()
+		return nil, err
+	}
+	return p, nil
 }
 
 // chooseAddress returns the address, or one with a free port if it is taken.
@@ -95,29 +110,29 @@ func chooseAddress(ctx context.Context, address string, out io.Writer) (string, 
 	return l.Addr().String(), l.Close()
 }
 
-func (s *server) waitReady(ctx context.Context) error {
+func (p *process) waitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
 	for {
-		if _, err := s.get(ctx, "/-/ready"); err == nil {
+		if _, err := p.get(ctx, "/-/ready"); err == nil {
 			return nil
 		}
 		select {
-		case <-s.exited:
-			return s.failure()
+		case <-p.exited:
+			return p.failure()
 		case <-ctx.Done():
-			return fmt.Errorf("btrfs-governor does not answer on %s: %w", s.address, ctx.Err())
+			return fmt.Errorf("%s does not answer on %s: %w", p.name, p.address, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
 
-func (s *server) failure() error {
-	return fmt.Errorf("btrfs-governor ended: %s", strings.TrimSpace(s.log.String()))
+func (p *process) failure() error {
+	return fmt.Errorf("%s ended: %s", p.name, strings.TrimSpace(p.log.String()))
 }
 
-func (s *server) get(ctx context.Context, path string) (string, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.address+path, http.NoBody)
+func (p *process) get(ctx context.Context, path string) (string, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.address+path, http.NoBody)
 	if err != nil {
 		return "", err
 	}
@@ -165,12 +180,17 @@ func (s *server) wait(ctx context.Context, out io.Writer) error {
 
 // stop ends the server and removes its directory.
 func (s *server) stop() {
-	_ = s.cmd.Process.Signal(syscall.SIGTERM)
-	select {
-	case <-s.exited:
-	case <-time.After(stopPatience):
-		_ = s.cmd.Process.Kill()
-		<-s.exited
-	}
+	s.end()
 	_ = os.RemoveAll(s.stateDir)
+}
+
+// end ends a process.
+func (p *process) end() {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(stopPatience):
+		_ = p.cmd.Process.Kill()
+		<-p.exited
+	}
 }

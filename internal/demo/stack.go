@@ -1,0 +1,387 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/btrfs-governor/btrfs-governor/alerts"
+	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
+)
+
+// Values of -stack.
+const (
+	stackAuto = "auto"
+	stackOn   = "on"
+	stackOff  = "off"
+)
+
+// stack is Prometheus, Alertmanager, a btrfs-governor that takes commands, and a
+// phone.
+type stack struct {
+	prometheusPath, alertmanagerPath string
+
+	dir        string
+	token      string
+	governor   *process
+	prometheus *process
+	alerts     *process
+	phone      *phone
+}
+
+// findStack finds the programs, and offers to install them. It returns nil where
+// the demonstration goes on without.
+func findStack(ctx context.Context, o options, out io.Writer) (*stack, error) {
+	if o.stack == stackOff {
+		return nil, nil //nolint:nilnil // there is none
+	}
+	s := new(stack)
+	find := func() (err error) {
+		if s.prometheusPath, err = exec.LookPath("prometheus"); err != nil {
+			return err
+		}
+		// Debian's name, and that of everybody else.
+		if s.alertmanagerPath, err = exec.LookPath("prometheus-alertmanager"); err != nil {
+			s.alertmanagerPath, err = exec.LookPath("alertmanager")
+		}
+		return err
+	}
+	err := find()
+	if err != nil && o.stack == stackAuto && offerStack(ctx, out) {
+		err = find()
+	}
+	switch {
+	case err == nil:
+		return s, nil
+	case o.stack == stackOn:
+		return nil, fmt.Errorf("start Prometheus and Alertmanager: %w; install the packages prometheus and prometheus-alertmanager", err)
+	}
+	fmt.Fprintf(out, "With Prometheus and Alertmanager installed (apt-get install prometheus prometheus-alertmanager)\nthe demonstration also shows how an error reaches a phone.\n\n")
+	return nil, nil //nolint:nilnil // there is none
+}
+
+// offerStack asks whether to install the programs, and does.
+func offerStack(ctx context.Context, out io.Writer) bool {
+	if _, err := exec.LookPath("apt-get"); err != nil || !term.IsTerminal(int(os.Stdin.Fd())) {
+		return false
+	}
+	fmt.Fprint(out, "Install Prometheus and Alertmanager with apt-get, to see how an error reaches a phone? [y/N] ")
+	answer := make(chan string, 1)
+	go func() { // which ends with the program, if nobody answers
+		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+		answer <- strings.ToLower(strings.TrimSpace(line))
+	}()
+	select {
+	case <-ctx.Done():
+		return false
+	case line := <-answer:
+		if line != "y" && line != "yes" {
+			return false
+		}
+	}
+	// The packages would start daemons on the usual ports.
+	install := exec.CommandContext(ctx, "sh", "-c", `
+set -e
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+	trap 'rm -f "$policy"' EXIT
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 755 "$policy"
+fi
+apt-get install -y --no-install-recommends prometheus prometheus-alertmanager`)
+	install.Stdout, install.Stderr = out, out
+	if err := install.Run(); err != nil {
+		fmt.Fprintf(out, "They could not be installed: %v\n", err)
+		return false
+	}
+	return true
+}
+
+// start starts all, and has an error reach the phone.
+func (s *stack) start(ctx context.Context, rig *btrfstest.Rig, o options, out io.Writer) error {
+	fmt.Fprintln(out, "How an error reaches a phone: Prometheus and Alertmanager start, and a small pool is made.")
+	var err error
+	if s.dir, err = os.MkdirTemp("", "btrfs-governor-demo-"); err != nil {
+		return err
+	}
+	pool, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1", Label: "attic"})
+	if err != nil {
+		return err
+	}
+	if err := pool.WriteFile("film.mkv", 64*mib, rand.New(rand.NewPCG(4, 2))); err != nil {
+		return err
+	}
+	if s.phone, err = newPhone(ctx, out); err != nil {
+		return err
+	}
+	if err := s.startPrograms(ctx, o); err != nil {
+		return err
+	}
+	fmt.Fprintln(out, "One copy of a block of film.mkv is overwritten, behind the kernel's back.")
+	if err := pool.CorruptFile("film.mkv", 8*mib, 0); err != nil {
+		return err
+	}
+	if err := pool.DropCaches(); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "A scrub is started: curl -X POST http://%s/api/v1/pools/attic/scrub\n", s.governor.address)
+	found, err := s.scrub(ctx, pool.UUID)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "It says: %s.\n", found)
+	fmt.Fprintln(out, "Prometheus scrapes that, a rule fires, Alertmanager sends it, and btrfs-governor passes it on:")
+	return s.phone.waitFor(ctx, "BtrfsScrubErrorsCorrected")
+}
+
+// startPrograms starts them on free ports, each with a configuration that knows
+// the others.
+func (s *stack) startPrograms(ctx context.Context, o options) error {
+	addresses, err := freeAddresses(ctx, 3)
+	if err != nil {
+		return err
+	}
+	governor, prometheus, alertmanager := addresses[0], addresses[1], addresses[2]
+	rules, err := alerts.Files.ReadFile(alerts.FileName)
+	if err != nil {
+		return err
+	}
+	s.token = fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64())
+	stateDir := filepath.Join(s.dir, "state")
+	if err := os.Mkdir(stateDir, 0o700); err != nil {
+		return err
+	}
+	files := map[string]string{
+		"state/token": s.token + "\n",
+		"config.yml": fmt.Sprintf(`
+notify:
+  receivers:
+    - {name: phone, type: ntfy, url: "http://%s", topic: attic}
+`, s.phone.address),
+		alerts.FileName: string(rules),
+		"prometheus.yml": fmt.Sprintf(`
+global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
+rule_files: [%s]
+alerting: {alertmanagers: [{static_configs: [{targets: ['%s']}]}]}
+scrape_configs:
+  - {job_name: btrfs, static_configs: [{targets: ['%s']}]}
+`, alerts.FileName, alertmanager, governor),
+		"alertmanager.yml": fmt.Sprintf(`
+route: {receiver: phone, group_by: [instance, uuid], group_wait: 1s, group_interval: 5s}
+receivers:
+  - name: phone
+    webhook_configs:
+      - url: http://%s/api/v1/notify/phone
+        http_config: {authorization: {credentials_file: %s}}
+`, governor, filepath.Join(stateDir, "token")),
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(s.dir, name), []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	in := func(name string) string { return filepath.Join(s.dir, name) }
+	s.governor, err = startProcess(ctx, "btrfs-governor", governor, o.governor, "serve", "--web.listen-address="+governor,
+		"--config.file="+in("config.yml"), "--state.dir="+stateDir, "--api.socket=", "--log.level=warn")
+	if err != nil {
+		return err
+	}
+	s.alerts, err = startProcess(ctx, "Alertmanager", alertmanager, s.alertmanagerPath, "--web.listen-address="+alertmanager, "--cluster.listen-address=",
+		"--config.file="+in("alertmanager.yml"), "--storage.path="+in("alertmanager"), "--log.level=warn")
+	if err != nil {
+		return err
+	}
+	s.prometheus, err = startProcess(ctx, "Prometheus", prometheus, s.prometheusPath, "--web.listen-address="+prometheus,
+		"--config.file="+in("prometheus.yml"), "--storage.tsdb.path="+in("prometheus"), "--log.level=warn")
+	return err
+}
+
+// freeAddresses returns different addresses of loopback at which nobody listens.
+func freeAddresses(ctx context.Context, n int) (addresses []string, err error) {
+	for range n {
+		l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() //nolint:gocritic,revive // when all are chosen, so that they differ
+		addresses = append(addresses, l.Addr().String())
+	}
+	return addresses, nil
+}
+
+// scrub scrubs a pool and returns what the scrub said at its end.
+func (s *stack) scrub(ctx context.Context, pool string) (reason string, err error) {
+	target := "http://" + s.governor.address + "/api/v1/pools/" + url.PathEscape(pool) + "/scrub"
+	ask := func(method string) (state, reason string, err error) {
+		r, err := http.NewRequestWithContext(ctx, method, target, http.NoBody)
+		if err != nil {
+			return "", "", err
+		}
+		r.Header.Set("Authorization", "Bearer "+s.token)
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			return "", "", err
+		}
+		defer answer.Body.Close()
+		var said struct{ State, Reason, Detail string }
+		if err := json.NewDecoder(answer.Body).Decode(&said); err != nil {
+			return "", "", err
+		}
+		if answer.StatusCode > 299 {
+			return "", "", errors.New(said.Detail)
+		}
+		return said.State, said.Reason, nil
+	}
+	if _, _, err := ask(http.MethodPost); err != nil {
+		return "", fmt.Errorf("start a scrub: %w", err)
+	}
+	for {
+		state, reason, err := ask(http.MethodGet)
+		if err != nil || state == "finished" {
+			return reason, err
+		}
+		if state == "failed" || state == "cancelled" {
+			return "", fmt.Errorf("the scrub is %s: %s", state, reason)
+		}
+		select {
+		case <-ctx.Done():
+			return "", ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// printURLs shows where to look.
+func (s *stack) printURLs(out io.Writer) {
+	fmt.Fprintf(out, "Alerts    http://%s/alerts (Prometheus), http://%s (Alertmanager)\n", s.prometheus.address, s.alerts.address)
+}
+
+// end ends what was started, in any state.
+func (s *stack) end() {
+	for _, p := range []*process{s.prometheus, s.alerts, s.governor} {
+		if p != nil {
+			p.end()
+		}
+	}
+	if s.phone != nil {
+		s.phone.close()
+	}
+	if s.dir != "" {
+		_ = os.RemoveAll(s.dir)
+	}
+}
+
+// phone is a server that takes what an ntfy server would, and prints it.
+type phone struct {
+	address string
+	server  *http.Server
+	served  chan struct{}
+	out     io.Writer
+
+	mu    sync.Mutex
+	heard strings.Builder
+	news  chan struct{} // gets a value with each notification
+}
+
+func newPhone(ctx context.Context, out io.Writer) (*phone, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	p := &phone{address: l.Addr().String(), out: out, served: make(chan struct{}), news: make(chan struct{}, 1)}
+	p.server = &http.Server{Handler: p, ReadHeaderTimeout: 10 * time.Second}
+	go func() {
+		defer close(p.served)
+		_ = p.server.Serve(l) // until close
+	}()
+	return p, nil
+}
+
+func (p *phone) close() {
+	_ = p.server.Close()
+	<-p.served
+}
+
+// ServeHTTP implements http.Handler.
+func (p *phone) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodGet {
+		return // what it has, which is nothing
+	}
+	var sent struct{ Title, Message string }
+	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&sent); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	p.mu.Lock()
+	fmt.Fprintf(p.out, "\n  +-- phone %s\n", strings.Repeat("-", 60))
+	for line := range strings.Lines(sent.Title + "\n" + sent.Message) {
+		for _, part := range wrap(strings.TrimRight(line, "\n"), 68) {
+			fmt.Fprintf(p.out, "  | %s\n", part)
+		}
+	}
+	fmt.Fprintf(p.out, "  +%s\n\n", strings.Repeat("-", 70))
+	p.heard.WriteString(sent.Title + "\n" + sent.Message + "\n")
+	p.mu.Unlock()
+	select {
+	case p.news <- struct{}{}:
+	default:
+	}
+	w.Header().Set("Content-Type", "application/json")
+	fmt.Fprint(w, `{"id":"demo"}`)
+}
+
+// notificationPatience is how long a notification may take.
+const notificationPatience = time.Minute
+
+// waitFor waits until a notification holds a text.
+func (p *phone) waitFor(ctx context.Context, text string) error {
+	ctx, cancel := context.WithTimeout(ctx, notificationPatience)
+	defer cancel()
+	for {
+		p.mu.Lock()
+		heard := strings.Contains(p.heard.String(), text)
+		p.mu.Unlock()
+		if heard {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no notification of %s came: %w", text, ctx.Err())
+		case <-p.news:
+		}
+	}
+}
+
+// wrap breaks a line between words.
+func wrap(line string, width int) []string {
+	var lines []string
+	current := ""
+	for _, word := range strings.Fields(line) {
+		if current != "" && len(current)+1+len(word) > width {
+			lines = append(lines, current)
+			current = ""
+		}
+		if current != "" {
+			current += " "
+		}
+		current += word
+	}
+	return append(lines, current)
+}
