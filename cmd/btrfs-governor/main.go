@@ -73,6 +73,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	for _, c := range newSnapshotCommands(app) {
 		commands[c.name] = c.run
 	}
+	for _, c := range newExportCommands(app) {
+		commands[c.name] = c.run
+	}
 	notifyTest := newNotifyTestCommand(app)
 	commands[notifyTest.name] = notifyTest.run
 	token := newTokenCommand(app)
