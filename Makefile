@@ -101,6 +101,10 @@ check-generated: ## fail if a generated file is not what `make generate` writes
 	after=$$(git status --porcelain; git diff) && test "$$before" = "$$after" || \
 	{ git status --short; echo "generated files are out of date: run 'make generate' and commit them"; exit 1; }
 
+.PHONY: check-dashboards
+check-dashboards: ## hold the dashboards against the types that Grafana publishes (npm)
+	cd dashboards/schema-check && npm ci --ignore-scripts --no-audit --no-fund && npm run --silent check
+
 .PHONY: packages
 packages: # install the Debian packages that tests need, or say which are missing
 	@.ci/packages

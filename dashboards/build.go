@@ -224,15 +224,10 @@ type column struct {
 	link        *dataLink
 }
 
-// table is one with a row for each set of labels. Labels that are hidden are still
-// known to links.
-func table(t text, hidden []string, sort *sortBy, columns ...column) panel {
-	options := tableOptions{ShowHeader: true, CellHeight: "sm"}
-	if sort != nil {
-		options.SortBy = []sortBy{*sort}
-	}
-	p := newPanel("table", t, "none", options, tableField{"auto", cellOptions{"auto"}, false})
-	order := organize{map[string]bool{"Time": true}, make(map[string]int), make(map[string]string)}
+// table is one with a row for each set of labels.
+func table(t text, sort sortBy, columns ...column) panel {
+	p := newPanel("table", t, "none", tableOptions{ShowHeader: true, CellHeight: "sm", SortBy: []sortBy{sort}}, tableField{"auto", cellOptions{"auto"}, false})
+	order := organize{map[string]bool{"Time": true, "job": true}, make(map[string]int), make(map[string]string)}
 	for i, c := range columns {
 		source := c.label
 		if c.expr != "" {
@@ -248,9 +243,6 @@ func table(t text, hidden []string, sort *sortBy, columns ...column) panel {
 		if properties := c.properties(); len(properties) > 0 {
 			p.override("byName", c.name, properties...)
 		}
-	}
-	for _, name := range hidden {
-		p.override("byName", name, property{"custom.hidden", true})
 	}
 	if len(p.Targets) == 1 {
 		order.ExcludeByName["Value"] = true // without a letter, where there is but one

@@ -18,7 +18,7 @@ const (
 // openPool leads from the row of a pool to its dashboard.
 var openPool = dataLink{
 	Title: "Open the pool",
-	URL:   "/d/" + poolUID + "?var-datasource=${datasource}&var-job=${__data.fields.job}&var-host=${__data.fields.Host}&var-pool=${__data.fields.uuid}&${__url_time_range}",
+	URL:   "/d/" + poolUID + "?var-datasource=${datasource}&var-job=$__all&var-host=${__data.fields.instance}&var-pool=${__data.fields.uuid}&${__url_time_range}",
 }
 
 // orNone makes a count that finds nothing 0, where pools are known at all.
@@ -97,7 +97,7 @@ func poolTable(t *alerts.Thresholds) panel {
 		"Pools",
 		"The pool that is full first stands first. Really free is what files like those already there can still fill; df's claim is what df says. A name leads to the pool.",
 		noPools,
-	}, []string{"job", "uuid"}, &sortBy{"Days to full", false},
+	}, sortBy{"Days to full", false},
 		column{name: "Pool", label: "name", expr: `max by (job, instance, uuid, name) (` + knownPools + `)`, link: &openPool},
 		column{name: "Host", label: "instance"},
 		column{name: "Answers", expr: byPool("min", `btrfs_scrape_collector_success{POOL, collector="read"}`), states: states(state{"no", critical}, state{"yes", good})},
@@ -113,6 +113,7 @@ func poolTable(t *alerts.Thresholds) panel {
 		column{name: "May fail", expr: byPool("min", `btrfs_pool_device_failures_tolerated{POOL}`)},
 		column{name: "Last scrub", expr: byPool("min", `time() - btrfs_scrub_last_success_timestamp_seconds{POOL}`), unit: "s", levels: scrubLevels(t)},
 		column{name: "Last snapshot", expr: byPool("min", `time() - btrfs_snapshot_last_success_timestamp_seconds{POOL}`), unit: "s"},
+		column{name: "UUID", label: "uuid"},
 	)
 }
 
@@ -159,7 +160,7 @@ func fleetSeries(p *page, t *alerts.Thresholds) {
 // alertTable has the alerts that fire, of all that a selector adds to.
 func alertTable(more string) panel {
 	return table(text{"Alerts", "Alerts of btrfs-governor that fire. docs/runbook.md says of each what it means and what to do.", "No alert of btrfs-governor fires, if its rules are loaded"},
-		[]string{"job", "uuid"}, &sortBy{"Severity", false},
+		sortBy{"Severity", false},
 		column{name: "Alert", label: "alertname", expr: `max by (alertname, severity, label, job, instance, uuid, devid, path, subvolume) (ALERTS{HOST, alertname=~"Btrfs.+", alertstate="firing"` + more + `})`},
 		column{name: "Severity", label: "severity", states: []mapping{{"value", map[string]mappingResult{
 			"critical": {"critical", critical, 0}, "warning": {"warning", warning, 1}, "info": {"info", info, 2},
@@ -169,5 +170,6 @@ func alertTable(more string) panel {
 		column{name: "Device", label: "devid"},
 		column{name: "Path", label: "path"},
 		column{name: "Subvolume", label: "subvolume"},
+		column{name: "UUID", label: "uuid"},
 	)
 }

@@ -270,7 +270,7 @@ type statOptions struct {
 type tableOptions struct {
 	ShowHeader bool     `json:"showHeader"`
 	CellHeight string   `json:"cellHeight"`
-	SortBy     []sortBy `json:"sortBy,omitempty"`
+	SortBy     []sortBy `json:"sortBy"`
 }
 
 type sortBy struct {

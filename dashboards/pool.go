@@ -178,12 +178,12 @@ func allocation() panel {
 }
 
 // byDevice keeps of a query what tells devices apart.
-func byDevice(expr string) string { return `max by (uuid, devid) (` + expr + `)` }
+func byDevice(expr string) string { return `max by (devid) (` + expr + `)` }
 
 func deviceTable() panel {
-	p := table(text{"Devices", "Each device by itself. Errors are those that btrfs device stats counts, since they were last reset; the serial number finds the drive to pull.", noPool},
-		[]string{"uuid"}, &sortBy{"Id", false},
-		column{name: "Id", label: "devid", expr: `max by (uuid, devid, path, model, serial) (btrfs_device_info{POOL})`},
+	return table(text{"Devices", "Each device by itself. Errors are those that btrfs device stats counts, since they were last reset; the serial number finds the drive to pull.", noPool},
+		sortBy{"Id", false},
+		column{name: "Id", label: "devid", expr: `max by (devid, path, model, serial) (btrfs_device_info{POOL})`},
 		column{name: "Path", label: "path"},
 		column{name: "Model", label: "model"},
 		column{name: "Serial number", label: "serial"},
@@ -197,11 +197,10 @@ func deviceTable() panel {
 		column{name: "Flush errors", expr: byDevice(`btrfs_device_errors_total{POOL, type="flush"}`), levels: anyIs(info)},
 		column{name: "Corruption", expr: byDevice(`btrfs_device_errors_total{POOL, type="corruption"}`), levels: anyIs(info)},
 		column{name: "Generation", expr: byDevice(`btrfs_device_errors_total{POOL, type="generation"}`), levels: anyIs(info)},
-		column{name: "Errors, last day", expr: `sum by (uuid, devid) (ceil(increase(btrfs_device_errors_total{POOL}[1d])))`, levels: anyIs(warning)},
+		column{name: "Errors, last day", expr: `sum by (devid) (ceil(increase(btrfs_device_errors_total{POOL}[1d])))`, levels: anyIs(warning)},
 		column{name: "Repaired by scrubs", expr: byDevice(`btrfs_scrub_corrected_errors_total{POOL}`)},
-		column{name: "Wholly verified", expr: `min by (uuid, devid) (time() - btrfs_scrub_oldest_verified_timestamp_seconds{POOL})`, unit: "s"},
+		column{name: "Wholly verified", expr: `min by (devid) (time() - btrfs_scrub_oldest_verified_timestamp_seconds{POOL})`, unit: "s"},
 	)
-	return p
 }
 
 func poolDevices(p *page, t *alerts.Thresholds) {
@@ -330,7 +329,7 @@ func poolSnapshots(p *page, t *alerts.Thresholds) {
 	made.fromZero()
 	p.place(made, 8, 8)
 
-	p.place(table(text{"Subvolumes", "The snapshots of each subvolume: how many there are, and how far back they go.", noSnapshot}, nil, &sortBy{"Subvolume", false},
+	p.place(table(text{"Subvolumes", "The snapshots of each subvolume: how many there are, and how far back they go.", noSnapshot}, sortBy{"Subvolume", false},
 		column{name: "Subvolume", label: "subvolume", expr: `max by (subvolume) (btrfs_snapshot_created_total{POOL})`},
 		column{name: "Snapshots", expr: `max by (subvolume) (btrfs_snapshot_count{POOL})`},
 		column{name: "Newest", expr: `min by (subvolume) (time() - btrfs_snapshot_newest_timestamp_seconds{POOL})`, unit: "s"},
