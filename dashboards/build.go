@@ -26,12 +26,16 @@ func chosenOnly(expr string) string {
 const withPath = ` * on (job, instance, uuid, devid) group_left (path) btrfs_device_info{POOL}`
 
 // knownPools has a series for each pool, also for one whose disks do not answer,
-// with the label name: that of the pool, or else the begin of its UUID.
+// with the label name.
 const knownPools = `label_replace(label_replace(
   btrfs_pool_info{POOL}
   or last_over_time(btrfs_pool_info{POOL}[1d])
   and on (job, instance, uuid) btrfs_scrape_collector_success{POOL, collector="read"} == 0
-, "name", "$1", "uuid", "(.{8}).*"), "name", "$1", "label", "(.+)")`
+` + nameOf
+
+// nameOf closes two label_replace that make the label name: that of the pool, or
+// else the begin of its UUID.
+const nameOf = `, "name", "$1", "uuid", "(.{8}).*"), "name", "$1", "label", "(.+)")`
 
 // text is what a panel says in words: none where there is no data.
 type text struct{ title, description, none string }
@@ -240,9 +244,7 @@ func table(t text, sort sortBy, columns ...column) panel {
 		}
 		order.IndexByName[source] = i
 		order.RenameByName[source] = c.name
-		if properties := c.properties(); len(properties) > 0 {
-			p.override("byName", c.name, properties...)
-		}
+		p.override("byName", c.name, c.properties()...)
 	}
 	if len(p.Targets) == 1 {
 		order.ExcludeByName["Value"] = true // without a letter, where there is but one
@@ -252,7 +254,8 @@ func table(t text, sort sortBy, columns ...column) panel {
 }
 
 func (c *column) properties() []property {
-	var all []property
+	// In a cell there is no room for what the panel says where there is nothing.
+	all := []property{{"noValue", "–"}}
 	if c.unit != "" {
 		all = append(all, property{"unit", c.unit})
 	}
@@ -293,7 +296,8 @@ func (p *page) newLine() {
 	p.x, p.y, p.height = 0, p.y+p.height, 0
 }
 
-func (p *page) place(what panel, width, height int) {
+// place returns the id of the panel.
+func (p *page) place(what panel, width, height int) int {
 	if p.x+width > gridWidth {
 		p.newLine()
 	}
@@ -301,7 +305,13 @@ func (p *page) place(what panel, width, height int) {
 	what.GridPos = gridPosition{H: height, W: width, X: p.x, Y: p.y}
 	p.x, p.height = p.x+width, max(p.height, height)
 	p.panels = append(p.panels, what)
+	return what.ID
 }
+
+// poolChoice has a series for each pool that there was in the range, so that one
+// can still choose it where that begins or ends without it. It is one line:
+// query_result takes no more.
+const poolChoice = `max by (shown, uuid) (label_join(label_replace(label_replace(btrfs_pool_info{HOST} or last_over_time(btrfs_pool_info{HOST}[$__range:1h])` + nameOf + `, "shown", " on ", "name", "instance"))`
 
 // variables are those by which one chooses what is shown. A pool is shown by its
 // name and its host, and known by its UUID.
@@ -309,7 +319,7 @@ func variables(onePool bool) []variable {
 	choice := func(name, label, description, query, regex string) variable {
 		return variable{
 			Name: name, Label: label, Description: description, Type: "query", DataSource: &chosen,
-			Query: variableQuery{chosenOnly(query), "PrometheusVariableQueryEditor-VariableQuery"}, Regex: regex,
+			Query: chosenOnly(query), Regex: regex,
 			Refresh: onTimeRangeChanged, Sort: alphabetical, Multi: true, IncludeAll: true, AllValue: ".+",
 			Current: &option{[]string{"All"}, []string{"$__all"}},
 		}
@@ -317,9 +327,7 @@ func variables(onePool bool) []variable {
 	// query_result gives texts such as {shown="attic on nas:10134",uuid="..."} 1 0, of
 	// which the named groups take what is shown and what is meant:
 	// grafana.com/docs/grafana/latest/dashboards/variables/add-template-variables.
-	pools := choice("pool", "Pool", "The pools, by their labels.",
-		"query_result("+strings.ReplaceAll(`max by (shown, uuid) (label_join(`+knownPools+`, "shown", " on ", "name", "instance"))`, "POOL", "HOST")+")",
-		`/shown="(?<text>.*)",\s*uuid="(?<value>[^"]+)"/`)
+	pools := choice("pool", "Pool", "The pools, by their labels.", "query_result("+poolChoice+")", `/shown="(?<text>.*)",\s*uuid="(?<value>[^"]+)"/`)
 	if onePool {
 		pools.Description = "The pool, by its label and its host."
 		pools.Multi, pools.IncludeAll, pools.AllValue, pools.Current = false, false, "", nil

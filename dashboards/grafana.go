@@ -69,7 +69,7 @@ type variable struct {
 	Description string      `json:"description"`
 	Type        string      `json:"type"`
 	DataSource  *dataSource `json:"datasource,omitempty"`
-	Query       any         `json:"query"` // a variableQuery, or the type of data sources
+	Query       string      `json:"query"` // or the type of data sources
 	Regex       string      `json:"regex,omitempty"`
 	Refresh     int         `json:"refresh"`
 	Sort        int         `json:"sort,omitempty"`
@@ -77,11 +77,6 @@ type variable struct {
 	IncludeAll  bool        `json:"includeAll"`
 	AllValue    string      `json:"allValue,omitempty"`
 	Current     *option     `json:"current,omitempty"`
-}
-
-type variableQuery struct {
-	Query string `json:"query"`
-	RefID string `json:"refId"`
 }
 
 type option struct {

@@ -18,16 +18,10 @@ func pool(t *alerts.Thresholds) *dashboard {
 	d := newDashboard(poolUID, "btrfs pool", "One pool: its space, its devices, its scrubs and its snapshots.", 7*day)
 	d.Templating = list[variable]{variables(true)}
 	d.Annotations = alertAnnotations(`, uuid=~"$pool"`)
-	// A link with a range of its own has to name the variables.
-	const all = "var-datasource=${datasource}&${job:queryparam}&${host:queryparam}&${pool:queryparam}"
-	d.Links = []dashboardLink{
-		{Title: "Fleet", Tooltip: "All pools", Type: "link", Icon: "dashboard", URL: "/d/" + fleetUID + "?var-datasource=${datasource}", Tags: []string{}, KeepTime: true},
-		{Title: "Look ahead", Tooltip: "The last 30 days and the next 30, with the forecast", Type: "link", Icon: "bolt", URL: "/d/" + poolUID + "?" + all + "&from=now-30d&to=now%2B30d", Tags: []string{}},
-	}
 	p := &page{}
 	poolNumbers(p, t)
 	p.row("Space")
-	poolSpace(p, t)
+	forecast := poolSpace(p, t)
 	p.row("Devices")
 	poolDevices(p, t)
 	p.row("Scrubs")
@@ -37,6 +31,13 @@ func pool(t *alerts.Thresholds) *dashboard {
 	p.row("Alerts and btrfs-governor")
 	poolGovernor(p)
 	d.Panels = p.panels
+	// Of the forecast alone: nothing else is known of the future. A link with a range
+	// of its own has to name the variables.
+	ahead := fmt.Sprintf("/d/%s?var-datasource=${datasource}&${job:queryparam}&${host:queryparam}&${pool:queryparam}&from=now-30d&to=now%%2B30d&viewPanel=%d", poolUID, forecast)
+	d.Links = []dashboardLink{
+		{Title: "Fleet", Tooltip: "All pools", Type: "link", Icon: "dashboard", URL: "/d/" + fleetUID + "?var-datasource=${datasource}", Tags: []string{}, KeepTime: true},
+		{Title: "Look ahead", Tooltip: "The forecast for the next 30 days, beside the last 30", Type: "link", Icon: "bolt", URL: ahead, Tags: []string{}},
+	}
 	return d
 }
 
@@ -73,7 +74,8 @@ func lowFrom(bytes, share float64) string {
 	return fmt.Sprintf(`clamp_max(%g * btrfs_pool_usable_bytes{POOL}, %.0f)`, share, bytes)
 }
 
-func poolSpace(p *page, t *alerts.Thresholds) {
+// poolSpace returns the id of the panel with the forecast.
+func poolSpace(p *page, t *alerts.Thresholds) (forecast int) {
 	free := timeSeries(text{
 		"Free space and forecast",
 		"What files like those already there can still fill, beside what df says and what the devices hold at most. The forecast is the line that the alert BtrfsPoolFillingUp goes by, and ends where nothing can be written any more; Look ahead, above, shows where. Below the two lines of the alert BtrfsPoolFreeSpaceLow there is little left.",
@@ -92,7 +94,7 @@ func poolSpace(p *page, t *alerts.Thresholds) {
 	for _, refID := range []string{"F", "G", "H"} {
 		free.dash(refID)
 	}
-	p.place(free, 16, 10)
+	forecast = p.place(free, 16, 10)
 
 	raw := timeSeries(text{"Raw space", "The bytes of all devices: what block groups of each type have, what is in none, and what of that no new data chunk reaches (stranded).", noChunks}, "bytes",
 		query{`sum by (block_group_type) (btrfs_device_allocated_bytes{POOL})`, "{{block_group_type}}", ""},
@@ -139,6 +141,7 @@ func poolSpace(p *page, t *alerts.Thresholds) {
 	stranded.fromZero()
 	stranded.stack()
 	p.place(stranded, 4, 8)
+	return forecast
 }
 
 // deviceName is the label device of a query by devid: the id and the path.
@@ -157,10 +160,10 @@ func allocation() panel {
 		"What each device gave to block groups of each type, what is in none, and what of that no new data chunk reaches (stranded).",
 		noChunks,
 	}, "bytes", barChartOptions{
-		XField: "Device", Orientation: "horizontal", Stacking: "normal", ShowValue: "never", BarWidth: 0.8, GroupWidth: 0.7, XTickLabelMaxLength: 30,
+		XField: "device", Orientation: "horizontal", Stacking: "normal", ShowValue: "never", BarWidth: 0.8, GroupWidth: 0.7, XTickLabelMaxLength: 30,
 		Legend: legend{true, "list", "bottom", []string{}}, Tooltip: tooltip{"multi", "none"},
 	}, barChartField{FillOpacity: 80, LineWidth: 1})
-	order := organize{map[string]bool{"Time": true}, map[string]int{"device": 0}, map[string]string{"device": "Device"}}
+	order := organize{map[string]bool{"Time": true}, map[string]int{"device": 0}, map[string]string{}}
 	for i, part := range []query{
 		{allocated("data"), "data", blue},
 		{allocated("metadata"), "metadata", orange},

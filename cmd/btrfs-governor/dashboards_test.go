@@ -33,8 +33,7 @@ type grafanaDashboard struct {
 	}
 	Templating struct {
 		List []struct {
-			Name, Regex string
-			Query       any
+			Name, Type, Query, Regex string
 		}
 	}
 	Annotations struct {
@@ -161,15 +160,16 @@ func (s *stack) history(pool *btrfstest.Pool, instance string, now time.Time) st
 	var b strings.Builder
 	begin, end := now.Add(-historyDays*24*time.Hour).Truncate(time.Hour), now.Add(-3*time.Hour)
 	for _, metric := range []struct {
-		name  string
-		value func(time.Time) int64
+		name, labels string
+		value        func(time.Time) int64
 	}{
-		{"btrfs_pool_free_expected_bytes", func(at time.Time) int64 { return 3*gib + int64(now.Sub(at).Hours()*float64(fillingUp)/24) }},
-		{"btrfs_snapshot_last_success_timestamp_seconds", func(at time.Time) int64 { return at.Truncate(24 * time.Hour).Unix() }},
+		{"btrfs_pool_info", `label="attic",`, func(time.Time) int64 { return 1 }},
+		{"btrfs_pool_free_expected_bytes", "", func(at time.Time) int64 { return 3*gib + int64(now.Sub(at).Hours()*float64(fillingUp)/24) }},
+		{"btrfs_snapshot_last_success_timestamp_seconds", "", func(at time.Time) int64 { return at.Truncate(24 * time.Hour).Unix() }},
 	} {
 		fmt.Fprintf(&b, "# TYPE %s gauge\n", metric.name)
 		for at := begin; at.Before(end); at = at.Add(10 * time.Minute) {
-			fmt.Fprintf(&b, "%s{job=\"btrfs\",instance=%q,uuid=%q} %d %d\n", metric.name, instance, pool.UUID, metric.value(at), at.Unix())
+			fmt.Fprintf(&b, "%s{%sjob=\"btrfs\",instance=%q,uuid=%q} %d %d\n", metric.name, metric.labels, instance, pool.UUID, metric.value(at), at.Unix())
 		}
 	}
 	b.WriteString("# EOF\n")
@@ -320,47 +320,58 @@ func (g *grafana) checkVariables(t *testing.T, pool, nameless *btrfstest.Pool) {
 	t.Helper()
 	for _, name := range dashboards.Names() {
 		for _, v := range readDashboard(t, name).Templating.List {
-			fields, ok := v.Query.(map[string]any)
-			if !ok {
+			if v.Type != "query" {
 				continue // data sources
 			}
-			query := fields["query"].(string)
-			if m := regexp.MustCompile(`^label_values\((.*), (\w+)\)$`).FindStringSubmatch(query); m != nil {
+			if m := regexp.MustCompile(`^label_values\((.*), (\w+)\)$`).FindStringSubmatch(v.Query); m != nil {
 				found, err := g.ask(m[1], true)
 				if err != nil || len(found) == 0 || found[0].Metric[m[2]] == "" {
 					t.Errorf("%s: variable %s: %v, %v", name, v.Name, found, err)
 				}
 				continue
 			}
-			found, err := g.ask(strings.TrimSuffix(strings.TrimPrefix(query, "query_result("), ")"), true)
-			must(t, err)
-			shown := make(map[string]string)
-			for _, one := range found {
-				// As Grafana writes a series.
-				text := "{"
-				for i, label := range slices.Sorted(maps.Keys(one.Metric)) {
-					if i > 0 {
-						text += ","
-					}
-					text += label + `="` + one.Metric[label] + `"`
-				}
-				text += "} 1 1700000000000"
-				re := regexp.MustCompile(strings.Trim(v.Regex, "/"))
-				m := re.FindStringSubmatch(text)
-				if m == nil {
-					t.Errorf("%s: variable %s does not understand %s", name, v.Name, text)
-					continue
-				}
-				shown[m[re.SubexpIndex("value")]] = m[re.SubexpIndex("text")]
+			shown := func(asked *grafana) map[string]string {
+				found, err := asked.ask(strings.TrimSuffix(strings.TrimPrefix(v.Query, "query_result("), ")"), true)
+				must(t, err)
+				return shownBy(t, regexp.MustCompile(strings.Trim(v.Regex, "/")), found)
 			}
 			host := g.stack.serve.addrs[0]
-			for uuid, want := range map[string]string{pool.UUID: "attic on " + host, nameless.UUID: nameless.UUID[:8] + " on " + host} {
-				if shown[uuid] != want {
-					t.Errorf("%s: pool %s is shown as %q, want %q", name, uuid, shown[uuid], want)
-				}
+			now, ahead := shown(g), shown(g.ahead())
+			if now[pool.UUID] != "attic on "+host || now[nameless.UUID] != nameless.UUID[:8]+" on "+host {
+				t.Errorf("%s: the pools are shown as %q", name, now)
+			}
+			// It can be chosen in a range that ends in the future, too.
+			if ahead[pool.UUID] != now[pool.UUID] {
+				t.Errorf("%s: looking ahead the pools are shown as %q", name, ahead)
 			}
 		}
 	}
+}
+
+// shownBy is what is shown of the values of a variable, by the value: a regular
+// expression takes both of what Grafana writes of a series.
+func shownBy(t *testing.T, re *regexp.Regexp, found []series) map[string]string {
+	t.Helper()
+	shown := make(map[string]string)
+	for _, one := range found {
+		var labels []string
+		for _, label := range slices.Sorted(maps.Keys(one.Metric)) {
+			labels = append(labels, label+`="`+one.Metric[label]+`"`)
+		}
+		text := "{" + strings.Join(labels, ",") + "} 1 1700000000000"
+		m := re.FindStringSubmatch(text)
+		if m == nil {
+			t.Errorf("%s does not match %s", re, text)
+			continue
+		}
+		shown[m[re.SubexpIndex("value")]] = m[re.SubexpIndex("text")]
+	}
+	return shown
+}
+
+// ahead asks for the days before and those to come.
+func (g *grafana) ahead() *grafana {
+	return &grafana{g.stack, g.pool, g.end.Add(-30 * 24 * time.Hour), g.end.Add(30 * 24 * time.Hour), time.Hour}
 }
 
 // checkForecast looks ahead: the line starts at what is free, and is at 0 from the
@@ -378,7 +389,6 @@ func (g *grafana) checkForecast(t *testing.T) {
 	days := number(t, one(g.ask(`btrfs:pool_days_to_full{uuid="$pool"}`, true)).Value)
 	free := number(t, one(g.ask(`btrfs_pool_free_expected_bytes{uuid="$pool"}`, true)).Value)
 	now := g.end
-	ahead := &grafana{g.stack, g.pool, now.Add(-10 * 24 * time.Hour), now.Add(90 * 24 * time.Hour), time.Hour}
 	var line string
 	for _, p := range readDashboard(t, "pool.json").Panels {
 		for _, target := range p.Targets {
@@ -388,7 +398,7 @@ func (g *grafana) checkForecast(t *testing.T) {
 		}
 	}
 	var atNow, full float64
-	for _, sample := range one(ahead.ask(line, false)).Values {
+	for _, sample := range one(g.ahead().ask(line, false)).Values {
 		at, v := sample[0].(float64), number(t, sample)
 		if math.Abs(at-float64(now.Unix())) <= 1800 {
 			atNow = v
