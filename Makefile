@@ -115,4 +115,4 @@ sweep: ## remove what killed test runs left behind: mounts, loop devices, files
 
 .PHONY: clean
 clean: ## remove what make built
-	rm -rf btrfs-governor .tools
+	rm -rf btrfs-governor .tools dashboards/schema-check/node_modules

@@ -57,7 +57,7 @@ func fleet(t *alerts.Thresholds) *dashboard {
 	d := newDashboard(fleetUID, "btrfs fleet", "All pools of all hosts, the worst first.", 7*day)
 	d.Templating = list[variable]{variables(false)}
 	d.Annotations = alertAnnotations("")
-	d.Links = []dashboardLink{{Title: "Pool", Tooltip: "One pool", Type: "link", Icon: "dashboard", URL: "/d/" + poolUID, Tags: []string{}, IncludeVars: true, KeepTime: true}}
+	d.Links = []dashboardLink{{Title: "Pool", Tooltip: "One pool", Type: "link", Icon: "dashboard", URL: "/d/" + poolUID + "?var-datasource=${datasource}", Tags: []string{}, KeepTime: true}}
 	p := &page{}
 	fleetNumbers(p, t)
 	p.row("Pools")
@@ -106,7 +106,7 @@ func poolTable(t *alerts.Thresholds) panel {
 		column{name: "Space", expr: byPool("max", low(t.FreeBytesWarning, t.FreeWarning)+"\n+ "+low(t.FreeBytesCritical, t.FreeCritical)), states: states(state{"enough", good}, state{"low", warning}, state{"very low", critical})},
 		column{name: "Really free", expr: byPool("max", `btrfs_pool_free_expected_bytes{POOL}`), unit: "bytes"},
 		column{name: "df's claim", expr: byPool("max", `btrfs_pool_statfs_free_bytes{POOL}`), unit: "bytes"},
-		column{name: "Errors, last day", expr: byPool("sum", `ceil(increase(btrfs_device_errors_total{POOL}[1d]))`), levels: anyIs(warning)},
+		column{name: "Errors, last day", expr: byPool("sum", `round(increase(btrfs_device_errors_total{POOL}[1d]))`), levels: anyIs(warning)},
 		column{name: "Errors, all", expr: byPool("sum", `btrfs_device_errors_total{POOL}`)},
 		column{name: "Unrepaired", expr: byPool("max", `btrfs_scrub_last_uncorrectable_errors{POOL}`), levels: anyIs(critical)},
 		column{name: "Missing", expr: byPool("max", `btrfs_pool_devices_missing{POOL}`), levels: anyIs(critical)},
@@ -144,7 +144,7 @@ func fleetSeries(p *page, t *alerts.Thresholds) {
 	p.place(worst(free), 12, 9)
 
 	found := timeSeries(text{"Device errors", "Errors that pools met on their devices, as btrfs device stats counts them. Alert: BtrfsDeviceErrors.", noPools}, "none",
-		query{expr: `sum by (type) (increase(btrfs_device_errors_total{POOL}[$__rate_interval]))`, legend: "{{type}}"})
+		query{expr: `round(sum by (type) (increase(btrfs_device_errors_total{POOL}[$__rate_interval])))`, legend: "{{type}}"})
 	found.fromZero()
 	found.errorTypes()
 	p.place(found, 12, 8)

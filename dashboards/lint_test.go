@@ -170,6 +170,42 @@ func TestQueriesAskForWhatIsChosen(t *testing.T) {
 	}
 }
 
+// Grafana makes rows of the results of several queries by the labels that all of
+// them have: these must be the same of each, but for names that the first has too.
+func TestRowsOfTablesFitTogether(t *testing.T) {
+	by := regexp.MustCompile(`^(?:max|min|sum) by \(([a-z, ]+)\) \(`)
+	eachPanel(t, func(where string, p *panel) {
+		if p.Type != "table" && p.Type != "barchart" {
+			return
+		}
+		var first, rest []string
+		for i, target := range p.Targets {
+			m := by.FindStringSubmatch(target.Expr)
+			if m == nil {
+				t.Errorf("%s: query %s does not say what labels it has: %s", where, target.RefID, target.Expr)
+				continue
+			}
+			labels := strings.Split(m[1], ", ")
+			switch {
+			case i == 0:
+				first = labels
+			case i == 1:
+				rest = labels
+				for _, l := range labels {
+					if !slices.Contains(first, l) {
+						t.Errorf("%s: query %s has the label %s, and the first has not", where, target.RefID, l)
+					}
+				}
+			case !slices.Equal(labels, rest):
+				t.Errorf("%s: query %s has the labels %v, and others have %v", where, target.RefID, labels, rest)
+			}
+			if target.Format != tableFormat || !target.Instant {
+				t.Errorf("%s: query %s is not for a table", where, target.RefID)
+			}
+		}
+	})
+}
+
 // Grafana takes a query of a variable that is query_result(...) on one line only.
 func TestVariablesAreOneLine(t *testing.T) {
 	for name, d := range committed(t) {

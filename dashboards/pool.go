@@ -44,10 +44,10 @@ func pool(t *alerts.Thresholds) *dashboard {
 func poolNumbers(p *page, t *alerts.Thresholds) {
 	place := func(what panel) { p.place(what, gridWidth/8, 4) }
 	one := 1
-	days := stat(text{"Days to full", "How long the pool takes what is written to it, as it filled up over the last two weeks. Alert: BtrfsPoolFillingUp.", noForecast}, "none", `btrfs:pool_days_to_full{POOL}`, daysLevels(t))
+	days := stat(text{"Days to full", fmt.Sprintf("How long the pool takes what is written to it, as it filled up over the last two weeks; %.0f is as far as it is worked out. Alert: BtrfsPoolFillingUp.", t.DaysCap), noForecast}, "none", `btrfs:pool_days_to_full{POOL}`, daysLevels(t))
 	days.FieldConfig.Defaults.Decimals = &one
 	place(days)
-	place(stat(text{"Full on", "The day on which nothing can be written any more, if it goes on like this. Empty if that is years ahead.", noForecast}, "dateTimeAsIso",
+	place(stat(text{"Full on", "The day on which nothing can be written any more, if it goes on like this.", fmt.Sprintf("Not within %.0f years, or no forecast yet", t.DaysCap/365)}, "dateTimeAsIso",
 		fmt.Sprintf(`1000 * (time() + 86400 * (btrfs:pool_days_to_full{POOL} < %g))`, t.DaysCap), plain()))
 	free := stat(text{"Really free", "What files like those already there can still fill. Alert: BtrfsPoolFreeSpaceLow.", noPool}, "bytes", `btrfs_pool_free_expected_bytes{POOL}`, plain())
 	place(free)
@@ -200,7 +200,7 @@ func deviceTable() panel {
 		column{name: "Flush errors", expr: byDevice(`btrfs_device_errors_total{POOL, type="flush"}`), levels: anyIs(info)},
 		column{name: "Corruption", expr: byDevice(`btrfs_device_errors_total{POOL, type="corruption"}`), levels: anyIs(info)},
 		column{name: "Generation", expr: byDevice(`btrfs_device_errors_total{POOL, type="generation"}`), levels: anyIs(info)},
-		column{name: "Errors, last day", expr: `sum by (devid) (ceil(increase(btrfs_device_errors_total{POOL}[1d])))`, levels: anyIs(warning)},
+		column{name: "Errors, last day", expr: `sum by (devid) (round(increase(btrfs_device_errors_total{POOL}[1d])))`, levels: anyIs(warning)},
 		column{name: "Repaired by scrubs", expr: byDevice(`btrfs_scrub_corrected_errors_total{POOL}`)},
 		column{name: "Wholly verified", expr: `min by (devid) (time() - btrfs_scrub_oldest_verified_timestamp_seconds{POOL})`, unit: "s"},
 	)
@@ -224,7 +224,7 @@ func poolDevices(p *page, t *alerts.Thresholds) {
 	p.place(deviceTable(), gridWidth, 8)
 
 	found := timeSeries(text{"Device errors", "Errors that the pool met on its devices. write, read and flush are refused by the disk; corruption is a checksum that did not match; generation a write that got lost. Alerts: BtrfsDeviceErrors, BtrfsDeviceFailing.", noPool}, "none",
-		query{`sum by (type) (increase(btrfs_device_errors_total{POOL}[$__rate_interval]))`, "{{type}}", ""})
+		query{`round(sum by (type) (increase(btrfs_device_errors_total{POOL}[$__rate_interval])))`, "{{type}}", ""})
 	found.fromZero()
 	found.errorTypes()
 	p.place(found, 8, 8)
@@ -326,9 +326,9 @@ func poolSnapshots(p *page, t *alerts.Thresholds) {
 	p.place(count, 8, 8)
 
 	made := timeSeries(text{"Taken and pruned", "Snapshots that were taken and deleted, and those that could not be taken. Alert: BtrfsSnapshotFailed.", noSnapshot}, "none",
-		query{`sum(increase(btrfs_snapshot_created_total{POOL}[$__rate_interval]))`, "taken", blue},
-		query{`sum(increase(btrfs_snapshot_pruned_total{POOL}[$__rate_interval]))`, "pruned", grey},
-		query{`sum(increase(btrfs_snapshot_failures_total{POOL}[$__rate_interval]))`, "failed", vermillion})
+		query{`round(sum(increase(btrfs_snapshot_created_total{POOL}[$__rate_interval])))`, "taken", blue},
+		query{`round(sum(increase(btrfs_snapshot_pruned_total{POOL}[$__rate_interval])))`, "pruned", grey},
+		query{`round(sum(increase(btrfs_snapshot_failures_total{POOL}[$__rate_interval])))`, "failed", vermillion})
 	made.fromZero()
 	p.place(made, 8, 8)
 
@@ -337,7 +337,7 @@ func poolSnapshots(p *page, t *alerts.Thresholds) {
 		column{name: "Snapshots", expr: `max by (subvolume) (btrfs_snapshot_count{POOL})`},
 		column{name: "Newest", expr: `min by (subvolume) (time() - btrfs_snapshot_newest_timestamp_seconds{POOL})`, unit: "s"},
 		column{name: "Oldest", expr: `max by (subvolume) (time() - btrfs_snapshot_oldest_timestamp_seconds{POOL})`, unit: "s"},
-		column{name: "Failed, last six hours", expr: `max by (subvolume) (ceil(increase(btrfs_snapshot_failures_total{POOL}[6h])))`, levels: anyIs(warning)},
+		column{name: "Failed, last six hours", expr: `max by (subvolume) (round(increase(btrfs_snapshot_failures_total{POOL}[6h])))`, levels: anyIs(warning)},
 	), gridWidth, 6)
 }
 
