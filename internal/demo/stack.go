@@ -220,7 +220,7 @@ func freeAddresses(ctx context.Context, n int) (addresses []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() //nolint:gocritic,revive // when all are chosen, so that they differ
+		defer l.Close() //nolint:gocritic // when all are chosen, so that they differ
 		addresses = append(addresses, l.Addr().String())
 	}
 	return addresses, nil
