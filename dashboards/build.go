@@ -61,6 +61,7 @@ func (p *panel) ask(q query, format string) string {
 	return id
 }
 
+// The formats of results: a table is of now, and series are of the whole range.
 const (
 	tableFormat  = "table"
 	seriesFormat = "time_series"
@@ -151,7 +152,7 @@ func (p *panel) fromZero() {
 	p.FieldConfig.Defaults.Min = &none
 }
 
-// above are thresholds of what is bad when it is much.
+// above are thresholds of what is bad when it is much, by their colours.
 func above(values map[string]float64) *thresholds {
 	steps := []threshold{{nil, good}}
 	for _, colour := range []string{info, warning, critical} {
@@ -162,7 +163,7 @@ func above(values map[string]float64) *thresholds {
 	return &thresholds{"absolute", steps}
 }
 
-// below are thresholds of what is bad when it is little.
+// below are thresholds of what is bad when it is little, by their colours.
 func below(values map[string]float64) *thresholds {
 	var steps []threshold
 	var from *float64
@@ -228,14 +229,24 @@ type column struct {
 	link        *dataLink
 }
 
-// table is one with a row for each set of labels.
+// table is one with a row for each set of labels. Grafana calls the values of a
+// query "Value #A" and so on, and those of a single one "Value".
 func table(t text, sort sortBy, columns ...column) panel {
 	p := newPanel("table", t, "none", tableOptions{ShowHeader: true, CellHeight: "sm", SortBy: []sortBy{sort}}, tableField{"auto", cellOptions{"auto"}, false})
 	order := organize{map[string]bool{"Time": true, "job": true}, make(map[string]int), make(map[string]string)}
+	queries := 0
+	for _, c := range columns {
+		if c.expr != "" {
+			queries++
+		}
+	}
 	for i, c := range columns {
 		source := c.label
 		if c.expr != "" {
 			value := "Value #" + p.ask(query{expr: c.expr}, tableFormat)
+			if queries == 1 {
+				value = "Value"
+			}
 			if source == "" {
 				source = value
 			} else {
@@ -245,9 +256,6 @@ func table(t text, sort sortBy, columns ...column) panel {
 		order.IndexByName[source] = i
 		order.RenameByName[source] = c.name
 		p.override("byName", c.name, c.properties()...)
-	}
-	if len(p.Targets) == 1 {
-		order.ExcludeByName["Value"] = true // without a letter, where there is but one
 	}
 	p.Transformations = []transformation{{"merge", struct{}{}}, {"organize", order}}
 	return p

@@ -2,6 +2,7 @@ package dashboards
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/btrfs-governor/btrfs-governor/alerts"
@@ -45,11 +46,16 @@ func byPool(aggregation, expr string) string {
 	return aggregation + " by (job, instance, uuid) (" + expr + ")"
 }
 
-// firing are the alerts of the pools and the hosts that are chosen, by severity: 1
-// is info, 2 warning and 3 critical.
-const firing = `3 * ALERTS{HOST, alertname=~"Btrfs.+", alertstate="firing", severity="critical"}
-or 2 * ALERTS{HOST, alertname=~"Btrfs.+", alertstate="firing", severity="warning"}
-or 1 * ALERTS{HOST, alertname=~"Btrfs.+", alertstate="firing", severity="info"}`
+// firing are the alerts of the hosts that are chosen, as far as a selector adds to
+// that, by severity: 1 is info, 2 warning and 3 critical.
+func firing(more string) string {
+	return strings.ReplaceAll(`3 * ALERTS{HOST, alertname=~"Btrfs.+", alertstate="firing", severity="critical"MORE}
+or 2 * ALERTS{HOST, alertname=~"Btrfs.+", alertstate="firing", severity="warning"MORE}
+or 1 * ALERTS{HOST, alertname=~"Btrfs.+", alertstate="firing", severity="info"MORE}`, "MORE", more)
+}
+
+// ofPools are alerts of the pools that are chosen.
+const ofPools = `, uuid=~"$pool"`
 
 var severities = states(state{"none", good}, state{"info", info}, state{"warning", warning}, state{"critical", critical})
 
@@ -101,7 +107,7 @@ func poolTable(t *alerts.Thresholds) panel {
 		column{name: "Pool", label: "name", expr: `max by (job, instance, uuid, name) (` + knownPools + `)`, link: &openPool},
 		column{name: "Host", label: "instance"},
 		column{name: "Answers", expr: byPool("min", `btrfs_scrape_collector_success{POOL, collector="read"}`), states: states(state{"no", critical}, state{"yes", good})},
-		column{name: "Alerts", expr: byPool("max", firing), states: severities},
+		column{name: "Alerts", expr: byPool("max", firing(ofPools)), states: severities},
 		column{name: "Days to full", expr: byPool("max", `btrfs:pool_days_to_full{POOL}`), decimals: &one, levels: daysLevels(t)},
 		column{name: "Space", expr: byPool("max", low(t.FreeBytesWarning, t.FreeWarning)+"\n+ "+low(t.FreeBytesCritical, t.FreeCritical)), states: states(state{"enough", good}, state{"low", warning}, state{"very low", critical})},
 		column{name: "Really free", expr: byPool("max", `btrfs_pool_free_expected_bytes{POOL}`), unit: "bytes"},
@@ -157,19 +163,20 @@ func fleetSeries(p *page, t *alerts.Thresholds) {
 	p.place(scrubs, 12, 8)
 }
 
-// alertTable has the alerts that fire, of all that a selector adds to.
+// alertTable has the alerts that fire, the worst first.
 func alertTable(more string) panel {
 	return table(text{"Alerts", "Alerts of btrfs-governor that fire. docs/runbook.md says of each what it means and what to do.", "No alert of btrfs-governor fires, if its rules are loaded"},
-		sortBy{"Severity", false},
-		column{name: "Alert", label: "alertname", expr: `max by (alertname, severity, label, job, instance, uuid, devid, path, subvolume) (ALERTS{HOST, alertname=~"Btrfs.+", alertstate="firing"` + more + `})`},
-		column{name: "Severity", label: "severity", states: []mapping{{"value", map[string]mappingResult{
-			"critical": {"critical", critical, 0}, "warning": {"warning", warning, 1}, "info": {"info", info, 2},
-		}}}},
+		sortBy{"Severity", true},
+		column{name: "Severity", expr: `max by (alertname, label, job, instance, uuid, devid, type, path, block_group_type, subvolume, collector) (` + firing(more) + `)`, states: severities},
+		column{name: "Alert", label: "alertname"},
 		column{name: "Pool", label: "label", link: &openPool},
 		column{name: "Host", label: "instance"},
 		column{name: "Device", label: "devid"},
 		column{name: "Path", label: "path"},
+		column{name: "Errors", label: "type"},
+		column{name: "Block groups", label: "block_group_type"},
 		column{name: "Subvolume", label: "subvolume"},
+		column{name: "Collector", label: "collector"},
 		column{name: "UUID", label: "uuid"},
 	)
 }

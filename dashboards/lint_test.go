@@ -173,7 +173,7 @@ func TestQueriesAskForWhatIsChosen(t *testing.T) {
 // Grafana makes rows of the results of several queries by the labels that all of
 // them have: these must be the same of each, but for names that the first has too.
 func TestRowsOfTablesFitTogether(t *testing.T) {
-	by := regexp.MustCompile(`^(?:max|min|sum) by \(([a-z, ]+)\) \(`)
+	by := regexp.MustCompile(`^(?:max|min|sum) by \(([a-z_, ]+)\) \(`)
 	eachPanel(t, func(where string, p *panel) {
 		if p.Type != "table" && p.Type != "barchart" {
 			return

@@ -17,7 +17,7 @@ const (
 func pool(t *alerts.Thresholds) *dashboard {
 	d := newDashboard(poolUID, "btrfs pool", "One pool: its space, its devices, its scrubs and its snapshots.", 7*day)
 	d.Templating = list[variable]{variables(true)}
-	d.Annotations = alertAnnotations(`, uuid=~"$pool"`)
+	d.Annotations = alertAnnotations(ofPools)
 	p := &page{}
 	poolNumbers(p, t)
 	p.row("Space")
@@ -209,11 +209,11 @@ func deviceTable() panel {
 func poolDevices(p *page, t *alerts.Thresholds) {
 	p.place(allocation(), 12, 9)
 
-	share := timeSeries(text{"Where the metadata lies", "The share of the pool's metadata that each device holds.", noChunks}, "percentunit",
+	where := timeSeries(text{"Where the metadata lies", "The share of the pool's metadata that each device holds.", noChunks}, "percentunit",
 		query{`btrfs_device_metadata_share_ratio{POOL}` + withPath, "{{devid}} {{path}}", ""})
-	share.share()
-	share.devices()
-	p.place(share, 6, 9)
+	where.share()
+	where.devices()
+	p.place(where, 6, 9)
 
 	spread := timeSeries(text{"Metadata on the same devices", "The share of the metadata of which all copies lie on one and the same devices. At 100 % these have all of it: should they fail together, the pool is lost. Where there are more devices than copies: the alert BtrfsMetadataConcentrated.", noChunks}, "percentunit",
 		query{`btrfs_metadata_concentration_ratio{POOL}`, "concentration", orange})
@@ -342,7 +342,7 @@ func poolSnapshots(p *page, t *alerts.Thresholds) {
 }
 
 func poolGovernor(p *page) {
-	p.place(alertTable(`, uuid=~"$pool"`), gridWidth, 7)
+	p.place(alertTable(ofPools), gridWidth, 7)
 
 	p.place(stateTimeline(text{"State of the pool", "Whether the pool is read-only, and which operation that excludes others runs. Alert: BtrfsPoolReadOnly.", noPool},
 		query{expr: `label_replace(btrfs_pool_read_only{POOL}, "operation", "read-only", "", "")
