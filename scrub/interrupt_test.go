@@ -75,6 +75,12 @@ func spawn(t *testing.T, d dirs) *process {
 	stdout, err := p.cmd.StdoutPipe()
 	must(t, err)
 	must(t, p.cmd.Start())
+	t.Cleanup(func() { // of a test that failed before end
+		if p.cmd.ProcessState == nil {
+			_ = p.cmd.Process.Kill()
+			_ = p.cmd.Wait()
+		}
+	})
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
 		t.Fatalf("the daemon says %q: %v\n%s", line, err, p.log.String())
 	}
