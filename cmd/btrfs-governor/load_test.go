@@ -22,7 +22,7 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
 )
 
-var loadSeconds = flag.Int("load.seconds", 5, "how long TestLoadOfWebhooks sends 200 webhooks a second; `make load` does for 60")
+var loadSeconds = flag.Int("load.seconds", 2, "how long TestLoadOfWebhooks sends 200 webhooks a second; `make load` does for 60")
 
 const (
 	loadRate   = 200       // webhooks per second
