@@ -271,6 +271,33 @@ func TestHungDiskBlocksNobody(t *testing.T) {
 	}
 }
 
+// A person pauses the scrub of a disk that hangs, and restarts the machine.
+func TestPauseIsRememberedThoughTheDiskHangs(t *testing.T) {
+	btrfstest.RequireFUSE(t)
+	rig := btrfstest.New(t)
+	faults, err := rig.NewFaultDir()
+	must(t, err)
+	disk, err := faults.NewDisk(gib)
+	must(t, err)
+	pool := cleanPool(t, rig, disk.Disk)
+	uuid, d := uuidOf(t, pool), newDirs(t)
+	r := start(t, d)
+	r.begin(uuid, slowly)
+	r.until(uuid, "it runs", isRunning)
+	disk.Hang()
+	_, err = r.Pause(uuid)
+	must(t, err)
+	text, err := os.ReadFile(filepath.Join(d.state, "scrub-"+pool.UUID+".json"))
+	must(t, err)
+	disk.Release()
+	r.until(uuid, "it is paused", func(s *scrub.Status) bool { return s.State == scrub.Paused })
+	r.stop()
+	// What was on the disk while it hung.
+	must(t, os.WriteFile(filepath.Join(d.state, "scrub-"+pool.UUID+".json"), text, 0o600))
+	r = start(t, d)
+	r.until(uuid, "it is paused after the restart", func(s *scrub.Status) bool { return s.State == scrub.Paused })
+}
+
 func TestRepairThatTheFullStoreOfADiskRefusesIsNotCounted(t *testing.T) {
 	rig := btrfstest.New(t)
 	store, err := rig.NewStore(600 * mib)

@@ -190,7 +190,12 @@ func (p *pool) publish() { p.runner.jobs.Publish("scrub", p.status()) }
 func (p *pool) ask(w want, by string) {
 	p.mu.Lock()
 	p.want, p.by = w, by
+	p.cp.Pausing = ""
+	if w == wantPause {
+		p.cp.Pausing = by
+	}
 	p.mu.Unlock()
+	p.saveOrLog()
 	select {
 	case p.changed <- struct{}{}:
 	default:

@@ -144,7 +144,10 @@ func New(c Config) (*Runner, error) {
 			return nil, err
 		}
 		p.cp = cp
-		if cp.State == Paused {
+		switch {
+		case cp.Pausing != "" && cp.State.Active():
+			p.want, p.by = wantPause, cp.Pausing
+		case cp.State == Paused: // by an earlier version
 			p.want, p.by = wantPause, cp.Reason
 		}
 		r.pools[uuid] = p
