@@ -3,10 +3,10 @@ package scrub
 import (
 	"errors"
 	"fmt"
+	"math/bits"
 	"runtime"
 	"sync"
 	"time"
-	"unsafe"
 
 	"github.com/go-kit/log/level"
 	"golang.org/x/sys/unix"
@@ -126,8 +126,8 @@ func maskSignals() error {
 	for i := range all.Val {
 		all.Val[i] = ^all.Val[i]
 	}
-	bits := 8 * int(unsafe.Sizeof(all.Val[0]))
-	all.Val[(int(wakeSignal)-1)/bits] &^= 1 << ((int(wakeSignal) - 1) % bits)
+	const n = int(wakeSignal) - 1 // of its bit, in words of the machine
+	all.Val[n/bits.UintSize] &^= 1 << (n % bits.UintSize)
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, nil); err != nil {
 		return fmt.Errorf("mask the signals of a scrub thread: %w", err)
 	}
