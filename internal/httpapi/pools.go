@@ -184,7 +184,7 @@ func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
 		WhatIf *capacityView `json:"what_if,omitempty"`
 	}{UUID: reading.UUID, Now: newCapacityView(reading.Facts.Report)}
 	if len(changes) > 0 {
-		report, err := capacity.WhatIf(reading.Facts.Pool, reading.Facts.Layout, changes...)
+		report, _, err := capacity.WhatIf(reading.Facts.Pool, reading.Facts.Layout, changes...)
 		if err != nil {
 			return problemf(http.StatusUnprocessableEntity, "That cannot be worked out: %v.", err)
 		}
