@@ -154,9 +154,14 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		versioncollector.NewCollector("btrfs_governor"),
 		reloader,
 	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "this machine"
+	}
 	settings := httpapi.Config{
 		Logger:        logs.Logger,
-		Version:       version.Info(),
+		Version:       version.Version,
+		Host:          host,
 		TelemetryPath: c.telemetryPath,
 		MaxRequests:   int(c.maxRequests),
 		Pools:         exporter,

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/go-kit/log"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/exporter-toolkit/web"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/collector"
@@ -24,8 +24,9 @@ import (
 // MaxRequests, Process and History.
 type Config struct {
 	Logger log.Logger
-	// Version is what the status page shows.
+	// Version is what the status page shows, likewise Host.
 	Version string
+	Host    string
 	// TelemetryPath is the path of the exposition; see CheckTelemetryPath.
 	TelemetryPath string
 	// MaxRequests is how many scrapes are answered at once; 0 is no limit.
@@ -83,7 +84,9 @@ func CheckTelemetryPath(p string) error {
 	switch {
 	case !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.ContainsAny(p, "{}?#% "):
 		return fmt.Errorf("%q is no plain absolute path such as /metrics", p)
-	case p == "/" || p == "/-" || strings.HasPrefix(p, "/-/") || p == "/api" || strings.HasPrefix(p, "/api/"):
+	case p == "/" || slices.ContainsFunc(append([]string{"/-", "/api"}, pagePaths...), func(taken string) bool {
+		return p == taken || strings.HasPrefix(p, taken+"/")
+	}):
 		return fmt.Errorf("%q is taken; choose another path such as /metrics", p)
 	}
 	return nil
@@ -95,29 +98,16 @@ func New(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	landing, err := web.NewLandingPage(web.LandingConfig{
-		Name:        "btrfs-governor",
-		Description: "Prometheus exporter for btrfs pools",
-		Version:     cfg.Version,
-		Profiling:   "false",
-		Links: []web.LandingLinks{
-			{Address: cfg.TelemetryPath, Text: "Metrics", Description: "what Prometheus scrapes"},
-			{Address: "/-/healthy", Text: "Healthy", Description: "whether the daemon runs"},
-			{Address: "/-/ready", Text: "Ready", Description: "whether it can be scraped"},
-			{Address: "/api/v1/pools", Text: "Pools", Description: "the pools as JSON"},
-			{Address: "/api/v1/openapi.json", Text: "API", Description: "what can be asked and commanded"},
-		},
-	})
+	a := &api{cfg}
+	status, err := newPage(a)
 	if err != nil {
-		return nil, fmt.Errorf("make the status page: %w", err)
+		return nil, err
 	}
-
 	mux := http.NewServeMux()
-	mux.Handle("GET /{$}", landing)
+	status.register(mux)
 	mux.Handle("GET "+cfg.TelemetryPath, metrics)
 	mux.Handle("GET /-/healthy", healthy())
 	mux.Handle("GET /-/ready", ready(cfg.Ready))
-	a := &api{cfg}
 	mux.Handle("POST /-/reload", a.reload())
 	a.register(mux)
 
