@@ -204,13 +204,13 @@ func (b *Bridge) signal() {
 	}
 }
 
-// Bounds of what waits for all receivers together. Each has its share, so that one
-// that is dead leaves the others theirs.
+// Bounds of what waits for all receivers together, all of which is in memory. Each
+// has its share, so that one that is dead leaves the others theirs.
 const (
 	maxQueued      = 10_000
-	maxQueuedBytes = 64 << 20
+	maxQueuedBytes = 8 << 20
 	// Shares change with the number of receivers, and what waits does not.
-	hardQueuedBytes = 2 * maxQueuedBytes
+	hardQueuedBytes = maxQueuedBytes * 3 / 2
 )
 
 // Accept takes a message for a receiver. When it returns Queued the notification is

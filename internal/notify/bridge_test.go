@@ -414,8 +414,8 @@ func TestQueueIsBounded(t *testing.T) {
 			break
 		}
 	}
-	// A half of 64 MiB, of messages that are cut to 192 KiB.
-	if n < 150 || n > 200 {
+	// A half of 8 MiB, of messages that are cut to 192 KiB.
+	if n < 15 || n > 25 {
 		t.Errorf("%d are taken", n)
 	}
 	b.accept("other", big(0))
