@@ -50,6 +50,8 @@ type control struct {
 	silencer      *alertmanager.Silencer
 
 	sys string // where sysfs is
+	// started is set once a configuration was put to use.
+	started bool
 	// release gives the state directory back.
 	release func()
 }
@@ -166,7 +168,12 @@ func (k *control) prepare(cfg *config.Config) (use func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("alertmanager.silences: %w", err)
 	}
-	useReceivers, err := k.notifications.Prepare(cfg.Receivers())
+	prepareReceivers := k.notifications.Prepare
+	if !k.started {
+		// A mistake in the file of a token must not stop all the rest.
+		prepareReceivers = k.notifications.PrepareStart
+	}
+	useReceivers, err := prepareReceivers(cfg.Receivers())
 	if err != nil {
 		return nil, fmt.Errorf("notify.receivers: %w", err)
 	}
@@ -175,6 +182,7 @@ func (k *control) prepare(cfg *config.Config) (use func(), err error) {
 		return nil, err
 	}
 	return func() {
+		k.started = true
 		useSilences()
 		useReceivers()
 		k.scrubs.SetSettings(scrubs)

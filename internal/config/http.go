@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -96,6 +97,29 @@ func validateURL(key, address string) *keyError {
 func validateHTTP(key string, c *HTTPClient) *keyError {
 	if _, err := c.client("check"); err != nil {
 		return &keyError{key + ".http_config", "is wrong: " + err.Error()}
+	}
+	return nil
+}
+
+// CheckFiles reports what keeps a service from being used that the files of the
+// configuration hold. Whoever reads only the configuration itself does not see it.
+func (c *Config) CheckFiles() error {
+	for _, r := range c.Receivers() {
+		if err := r.Check(); err != nil {
+			return fmt.Errorf("notify.receivers: %w", err)
+		}
+	}
+	for i := range c.Alertmanager.Actions {
+		settings := c.Alertmanager.Actions[i].HTTPConfig.Config()
+		if err := httpclient.CheckFiles(&settings); err != nil {
+			return fmt.Errorf("alertmanager.actions[%d].http_config: %w", i, err)
+		}
+	}
+	for i := range c.Alertmanager.Silences.Alertmanagers {
+		settings := c.Alertmanager.Silences.Alertmanagers[i].HTTPConfig.Config()
+		if err := httpclient.CheckFiles(&settings); err != nil {
+			return fmt.Errorf("alertmanager.silences.alertmanagers[%d].http_config: %w", i, err)
+		}
 	}
 	return nil
 }

@@ -16,6 +16,8 @@ import (
 	"strings"
 
 	"github.com/prometheus/common/config"
+
+	"github.com/btrfs-governor/btrfs-governor/internal/httpclient"
 )
 
 // Kind is a service.
@@ -166,60 +168,99 @@ func (k Kind) parseURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// service is a receiver with its secrets read, ready to send.
+// service is a receiver, ready to send with its secrets read.
 type service struct {
+	receiver  *Receiver
 	kind      Kind
-	url       *url.URL
 	topic     string
-	token     string
-	client    *http.Client
 	rateLimit int
 	templates templates
 	userAgent string
-	secrets   []string // that no message may show
+
+	// closed says why it could not be opened, and that the rest is not set. Somebody
+	// has to mend what it names.
+	closed  error
+	url     *url.URL
+	token   string
+	client  *http.Client
+	secrets []string // that no message may show
 }
 
-// open reads the files of a receiver and prepares its client.
-func (r *Receiver) open(version string) (*service, error) {
+// Check reports what keeps a receiver from being used, also in the files that it
+// names.
+func (r *Receiver) Check() error {
+	s, err := r.service("")
+	if err != nil {
+		return err
+	}
+	return s.check()
+}
+
+// check reports why a service is closed.
+func (s *service) check() error {
+	if s.closed == nil {
+		return nil
+	}
+	return fmt.Errorf("receiver %q: %w", s.receiver.Name, s.closed)
+}
+
+// service reads the files of a receiver and prepares its client. Where that fails
+// it is closed; the error is for what is wrong with the receiver itself.
+func (r *Receiver) service(version string) (*service, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
-	s, err := r.openChecked(version)
-	if err != nil {
-		return nil, fmt.Errorf("receiver %q: %w", r.Name, err)
-	}
-	return s, nil
-}
-
-func (r *Receiver) openChecked(version string) (*service, error) {
-	address, err := secret(r.URL, r.URLFile)
-	if err != nil {
-		return nil, fmt.Errorf("url_file: %w", err)
-	}
-	s := &service{kind: r.Kind, topic: string(r.Topic), rateLimit: r.RateLimit, userAgent: "btrfs-governor/" + version}
-	if s.url, err = r.Kind.parseURL(address); err != nil {
-		return nil, fmt.Errorf("url_file: %w", err)
-	}
-	if s.token, err = secret(r.Token, r.TokenFile); err != nil {
-		return nil, fmt.Errorf("token_file: %w", err)
-	}
-	if r.TokenFile != "" && !validToken.MatchString(s.token) {
-		return nil, errors.New("token_file: it must hold one token, of printable characters without spaces")
-	}
+	s := &service{receiver: r, kind: r.Kind, topic: string(r.Topic), rateLimit: r.RateLimit, userAgent: "btrfs-governor/" + version}
 	if s.rateLimit == 0 {
 		s.rateLimit = r.Kind.defaultRateLimit()
 	}
+	var err error
 	if s.templates, err = r.templates(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("receiver %q: %w", r.Name, err)
+	}
+	s.closed = s.open()
+	return s, nil
+}
+
+// reopened returns a service that is closed as it is with its files read again.
+func (s *service) reopened() *service {
+	again := *s
+	again.closed = again.open()
+	return &again
+}
+
+// open sets what depends on files.
+func (s *service) open() error {
+	r := s.receiver
+	address, err := secret(r.URL, r.URLFile)
+	if err != nil {
+		return fmt.Errorf("url_file: %w", err)
+	}
+	if s.url, err = r.Kind.parseURL(address); err != nil {
+		return fmt.Errorf("url_file: %w", err)
+	}
+	if s.token, err = secret(r.Token, r.TokenFile); err != nil {
+		return fmt.Errorf("token_file: %w", err)
+	}
+	if r.TokenFile != "" && !validToken.MatchString(s.token) {
+		return errors.New("token_file: it must hold one token, of printable characters without spaces")
+	}
+	if err := httpclient.CheckFiles(&r.HTTPClient); err != nil {
+		return fmt.Errorf("http_config: %w", err)
 	}
 	// Where it redirects to is not who was given the secret.
-	settings := r.HTTPClient
-	settings.FollowRedirects = false
-	if s.client, err = config.NewClientFromConfig(settings, "notify"); err != nil {
-		return nil, fmt.Errorf("http_config: %w", err)
+	if s.client, err = httpclient.New(r.HTTPClient, "notify", ""); err != nil {
+		return fmt.Errorf("http_config: %w", err)
 	}
 	s.secrets = r.secretsOf(s)
-	return s, nil
+	return nil
+}
+
+// close ends the connections that wait to be used again.
+func (s *service) close() {
+	if s.client != nil {
+		s.client.CloseIdleConnections()
+	}
 }
 
 // secretsOf returns what must not be shown of a service.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/common/config"
 
@@ -97,6 +98,50 @@ func TestSecretsAreReadFromFiles(t *testing.T) {
 		t.Errorf("of a directory the error is %v", err)
 	}
 	must(t, b.Close())
+}
+
+// A file that is not there yet stops nobody: what is accepted waits for it.
+func TestReceiverWhoseFilesAreMissingWaitsForThem(t *testing.T) {
+	noMoreGoroutines(t)
+	dir, stateDir, c := t.TempDir(), t.TempDir(), newClock()
+	s, healthy := serve(t, notify.Gotify), serve(t, notify.Gotify)
+	address, secret, password := filepath.Join(dir, "url"), filepath.Join(dir, "token"), filepath.Join(dir, "password")
+	r := s.receiver("phone")
+	r.URL, r.URLFile, r.Token, r.TokenFile = "", address, "", secret
+	r.HTTPClient.BasicAuth = &config.BasicAuth{Username: "nas", PasswordFile: password}
+	if err := r.Check(); err == nil || !strings.Contains(err.Error(), "url_file: ") {
+		t.Errorf("a check says %v", err)
+	}
+	b := unset(t, stateDir, c)
+	use, err := b.PrepareStart([]notify.Receiver{r, healthy.receiver("other")})
+	must(t, err)
+	use()
+	b.start()
+	defer b.stop()
+	b.accept("phone", number(1))
+	b.accept("other", number(1))
+	eventually(t, "the other gets it", func() bool { return healthy.idle(1) })
+	told := func() int { return strings.Count(b.log.String(), "level=error") }
+	for _, step := range []struct{ file, content, key string }{
+		{address, s.URL, "url_file"}, {secret, token, "token_file"}, {password, "a-password", "http_config: basic_auth.password_file: no such file"},
+	} {
+		eventually(t, "it waits", func() bool { return c.wait(t) == 5*time.Minute })
+		if err := b.Test(t.Context(), "phone"); err == nil || !strings.Contains(err.Error(), step.key) {
+			t.Errorf("a test says %v, want something of %s", err, step.key)
+		}
+		if err := b.SetSettings([]notify.Receiver{r}); err == nil || !strings.Contains(err.Error(), step.key) {
+			t.Errorf("later settings: %v", err)
+		}
+		must(t, os.WriteFile(step.file, []byte(step.content+"\n"), 0o600))
+		c.advance(5 * time.Minute)
+	}
+	eventually(t, "it is sent", func() bool { return s.idle(1) })
+	if got := metric(t, b, `btrfs_governor_notification_failures_total{receiver="phone"}`); got != 3 {
+		t.Errorf("%v failures are counted, want 3", got)
+	}
+	if told() != 1 || !strings.Contains(b.log.String(), "url_file: ") {
+		t.Errorf("the log is\n%s", b.log)
+	}
 }
 
 func TestTwoReceiversOfOneNameAreAnError(t *testing.T) {
