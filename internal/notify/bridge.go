@@ -51,6 +51,9 @@ type Bridge struct {
 	lanes    map[string]*lane
 	recent   map[string]recent // by key
 	sequence uint64            // of the last entry
+	// What has no receiver any more is counted here.
+	dropped map[string]uint64 // by its name
+	unknown uint64            // never had one
 }
 
 // Result is what became of a notification.
@@ -80,7 +83,7 @@ var (
 func New(c Config) (*Bridge, error) {
 	b := &Bridge{
 		logger: c.Logger, clock: c.Clock, version: c.Version, changed: make(chan struct{}, 1),
-		lanes: make(map[string]*lane), recent: make(map[string]recent),
+		lanes: make(map[string]*lane), recent: make(map[string]recent), dropped: make(map[string]uint64),
 	}
 	if b.clock == nil {
 		b.clock = systemClock{}
@@ -212,6 +215,7 @@ func (b *Bridge) replace(services map[string]*service) (dropped map[string][]*en
 		}
 		if len(l.queue) > 0 {
 			dropped[name] = l.queue
+			b.dropped[name] += uint64(len(l.queue))
 		}
 		for _, e := range l.queue {
 			e.ended = true
@@ -321,6 +325,7 @@ func (b *Bridge) admit(e *entry, now time.Time) (duplicate bool, err error) {
 	defer b.mu.Unlock()
 	l := b.lanes[e.receiver]
 	if l == nil || l.service == nil {
+		b.unknown++
 		return false, fmt.Errorf("receiver %.64q: %w", e.receiver, ErrUnknownReceiver)
 	}
 	if r, ok := b.recent[e.key]; ok && r.fresh(now) && r.result != Dropped {

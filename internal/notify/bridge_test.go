@@ -84,6 +84,9 @@ func TestUnknownReceiverIsAnError(t *testing.T) {
 	if err := b.Test(t.Context(), "phone"); !errors.Is(err, notify.ErrUnknownReceiver) {
 		t.Errorf("got %v", err)
 	}
+	if got := metric(t, b, `btrfs_governor_notifications_total{receiver="",result="unknown"}`); got != 1 {
+		t.Errorf("%v are counted, want 1", got)
+	}
 }
 
 func TestWhatWaitsIsSentAfterARestart(t *testing.T) {
@@ -445,7 +448,16 @@ func TestReceiverThatGoesTakesItsQueueAlong(t *testing.T) {
 	if !strings.Contains(b.log.String(), "receiver=old notifications=3") {
 		t.Errorf("the log does not say what was dropped:\n%s", b.log)
 	}
+	dropped := func() float64 {
+		return metric(t, b, `btrfs_governor_notifications_total{receiver="old",result="dropped"}`)
+	}
+	if got := dropped(); got != 3 {
+		t.Errorf("%v are counted as dropped, want 3", got)
+	}
 	must(t, b.SetSettings([]notify.Receiver{s.receiver("old"), s.receiver("phone")}))
+	if got := dropped(); got != 3 {
+		t.Errorf("with the receiver again %v are counted as dropped, want 3", got)
+	}
 	b.start()
 	b.accept("old", number(0)) // was never sent
 	eventually(t, "the others are sent", func() bool { return s.idle(2) })
@@ -672,7 +684,7 @@ func TestMetricsAreGood(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
-	if n := testutil.CollectAndCount(b); n != 7 {
-		t.Errorf("there are %d series, want 7", n)
+	if n := testutil.CollectAndCount(b); n != 9 {
+		t.Errorf("there are %d series, want 9", n)
 	}
 }

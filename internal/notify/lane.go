@@ -25,8 +25,11 @@ type lane struct {
 	stop     context.CancelFunc // nil before there is a worker
 }
 
-// rejected counts what was not accepted because the queue was full.
-const rejected Result = "rejected"
+// How what was not accepted is counted.
+const (
+	rejected Result = "rejected" // the queue was full
+	unknown  Result = "unknown"  // there is no such receiver
+)
 
 func newLane(b *Bridge, name string) *lane {
 	return &lane{bridge: b, name: name, wake: make(chan struct{}, 1), counts: make(map[Result]uint64)}
