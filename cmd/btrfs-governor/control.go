@@ -40,6 +40,7 @@ const keptJobs = 200
 // control is what changes pools. With --read-only, or on
 // recorded pools, only jobs is set, and empty.
 type control struct {
+	logger    log.Logger
 	jobs      *job.Store
 	token     *httpapi.Token
 	scrubs    *scrub.Runner
@@ -107,7 +108,7 @@ func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir 
 	if err != nil {
 		return nil, err
 	}
-	return &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, snapshots: snapshots, sys: paths.Sys}, nil
+	return &control{logger: logger, jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, snapshots: snapshots, sys: paths.Sys}, nil
 }
 
 // newActions makes what acts on alerts.
@@ -183,6 +184,9 @@ func (k *control) prepare(cfg *config.Config) (use func(), err error) {
 	}
 	return func() {
 		k.started = true
+		for _, key := range cfg.InTheClear() {
+			level.Warn(k.logger).Log("msg", "What gives access goes over the network unencrypted; use https", "key", key)
+		}
 		useSilences()
 		useReceivers()
 		k.scrubs.SetSettings(scrubs)

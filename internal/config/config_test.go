@@ -461,6 +461,27 @@ func TestHTTPConfig(t *testing.T) {
 	}
 }
 
+func TestWhatGoesInTheClearIsNamed(t *testing.T) {
+	c, err := Parse("config.yml", []byte(`
+alertmanager:
+  actions:
+    - {name: a, match: [a=b], action: scrub}
+    - {name: b, match: [a=b], action: webhook, url: 'http://lights.example.org'}
+    - {name: c, match: [a=b], action: webhook, url: 'http://lights.example.org', http_config: {basic_auth: {username: a, password: b}}}
+  silences:
+    matchers: [['alertname = "Other"']]
+    alertmanagers:
+      - {url: 'http://localhost:9093', http_config: {authorization: {credentials: a}}}
+      - {url: 'http://alerts.example.org', http_config: {authorization: {credentials_file: a}}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := c.InTheClear(), []string{"alertmanager.actions[2]", "alertmanager.silences.alertmanagers[1]"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 // What is written once can be used again, and what is nearer counts.
 func TestHTTPConfigThatIsMergedFromOthers(t *testing.T) {
 	c, err := Load("testdata/good/merge.yml", false)

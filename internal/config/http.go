@@ -123,3 +123,28 @@ func (c *Config) CheckFiles() error {
 	}
 	return nil
 }
+
+// InTheClear returns the keys of the actions and silences that send something
+// secret over a network unencrypted. The receivers of notifications tell that
+// themselves, for their URL may be in a file.
+func (c *Config) InTheClear() (keys []string) {
+	add := func(key, address string, client *HTTPClient) {
+		u, err := url.Parse(address)
+		if err != nil {
+			return // was validated
+		}
+		if settings := client.Config(); httpclient.InTheClear(u, &settings, false) {
+			keys = append(keys, key)
+		}
+	}
+	for i := range c.Alertmanager.Actions {
+		if a := &c.Alertmanager.Actions[i]; a.URL != "" {
+			add(fmt.Sprintf("alertmanager.actions[%d]", i), a.URL, &a.HTTPConfig)
+		}
+	}
+	for i := range c.Alertmanager.Silences.Alertmanagers {
+		p := &c.Alertmanager.Silences.Alertmanagers[i]
+		add(fmt.Sprintf("alertmanager.silences.alertmanagers[%d]", i), p.URL, &p.HTTPConfig)
+	}
+	return keys
+}

@@ -5,14 +5,15 @@ package notify
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/prometheus/common/config"
@@ -270,13 +271,7 @@ func (r *Receiver) secretsOf(s *service) []string {
 		path := strings.Trim(s.url.Path, "/")
 		secrets = append(secrets, s.url.String(), s.url.RawQuery, path, path[strings.LastIndexByte(path, '/')+1:])
 	}
-	if a := r.HTTPClient.Authorization; a != nil {
-		secrets = append(secrets, string(a.Credentials))
-	}
-	if a := r.HTTPClient.BasicAuth; a != nil {
-		secrets = append(secrets, string(a.Password))
-	}
-	return append(secrets, string(r.HTTPClient.BearerToken))
+	return secrets
 }
 
 // maxSecretFile bounds what is read of the file of a secret, in bytes.
@@ -307,7 +302,10 @@ func secret(value config.Secret, path string) (string, error) {
 
 // redact takes the secrets out of a text.
 func (s *service) redact(text string) string {
-	for _, secret := range s.secrets {
+	secrets := append(httpclient.Secrets(&s.receiver.HTTPClient), s.secrets...)
+	// The longest first: one may be part of another.
+	slices.SortFunc(secrets, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	for _, secret := range secrets {
 		if len(secret) >= 4 { // a shorter one is part of anything
 			text = strings.ReplaceAll(text, secret, "<secret>")
 		}
@@ -315,9 +313,8 @@ func (s *service) redact(text string) string {
 	return text
 }
 
-// inTheClear reports whether what gives access goes over a network unencrypted.
+// inTheClear reports whether what gives access goes over a network unencrypted. The
+// topic of ntfy does too, and the URL of Discord.
 func (s *service) inTheClear() bool {
-	host := s.url.Hostname()
-	ip := net.ParseIP(host)
-	return s.url.Scheme == "http" && (s.token != "" || s.kind == Discord) && host != "localhost" && (ip == nil || !ip.IsLoopback())
+	return httpclient.InTheClear(s.url, &s.receiver.HTTPClient, s.token != "" || s.kind != Gotify)
 }

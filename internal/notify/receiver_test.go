@@ -1,7 +1,9 @@
 package notify_test
 
 import (
+	"encoding/base64"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -167,11 +169,45 @@ func TestBadSettingsLeaveTheOldOnes(t *testing.T) {
 }
 
 func TestSecretInTheClearIsTold(t *testing.T) {
-	b := open(t, t.TempDir(), nil, receiver(notify.Gotify, "phone", "http://push.example.org"), receiver(notify.Gotify, "other", "http://127.0.0.1:1"))
-	if n := strings.Count(b.log.String(), "unencrypted"); n != 1 || !strings.Contains(b.log.String(), "receiver=phone") {
+	const far = "http://push.example.org"
+	withoutToken := receiver(notify.Ntfy, "topic", far)
+	withoutToken.Token = ""
+	b := open(t, t.TempDir(), nil, receiver(notify.Gotify, "phone", far), withoutToken, receiver(notify.Discord, "chat", far),
+		receiver(notify.Gotify, "other", "http://127.0.0.1:1"), receiver(notify.Ntfy, "safe", "https://push.example.org"))
+	for _, name := range []string{"phone", "topic", "chat"} {
+		if !strings.Contains(b.log.String(), "receiver="+name) {
+			t.Errorf("%s is not told", name)
+		}
+	}
+	if n := strings.Count(b.log.String(), "unencrypted"); n != 3 {
 		t.Errorf("the log is\n%s", b.log)
 	}
 	must(t, b.Close())
+}
+
+// What a service repeats of the request is in no log and no answer.
+func TestSecretsOfTheClientAreNotShown(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	must(t, os.WriteFile(file, []byte("of-a-file\n"), 0o600))
+	s := serve(t, notify.Gotify)
+	s.fail = func(w http.ResponseWriter, r *http.Request) bool {
+		http.Error(w, fmt.Sprint(r.Header, " and of-a-file"), http.StatusForbidden)
+		return true
+	}
+	r := s.receiver("phone")
+	r.HTTPClient.BasicAuth = &config.BasicAuth{Username: "nas", PasswordFile: file}
+	r.HTTPClient.HTTPHeaders = &config.Headers{Headers: map[string]config.Header{"A": {Secrets: []config.Secret{"of-a-header"}, Values: []string{"in-the-open"}, Files: []string{file}}}}
+	b := open(t, t.TempDir(), newClock(), r)
+	err := b.Test(t.Context(), "phone")
+	must(t, b.Close())
+	if err == nil || !strings.Contains(err.Error(), "<secret>") {
+		t.Fatalf("got %v", err)
+	}
+	for _, secret := range []string{"of-a-file", "of-a-header", "in-the-open", token, base64.StdEncoding.EncodeToString([]byte("nas:of-a-file"))} {
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("the answer shows %q: %v", secret, err)
+		}
+	}
 }
 
 func TestMessageWithoutAlertsIsRefused(t *testing.T) {
