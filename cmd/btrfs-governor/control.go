@@ -40,6 +40,7 @@ const keptJobs = 200
 // control is what changes pools. With --read-only, or on
 // recorded pools, only jobs is set, and empty.
 type control struct {
+	logger    log.Logger
 	jobs      *job.Store
 	token     *httpapi.Token
 	scrubs    *scrub.Runner
@@ -50,6 +51,8 @@ type control struct {
 	silencer      *alertmanager.Silencer
 
 	sys string // where sysfs is
+	// started is set once a configuration was put to use.
+	started bool
 	// release gives the state directory back.
 	release func()
 }
@@ -105,7 +108,7 @@ func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir 
 	if err != nil {
 		return nil, err
 	}
-	return &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, snapshots: snapshots, sys: paths.Sys}, nil
+	return &control{logger: logger, jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, snapshots: snapshots, sys: paths.Sys}, nil
 }
 
 // newActions makes what acts on alerts.
@@ -166,7 +169,12 @@ func (k *control) prepare(cfg *config.Config) (use func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("alertmanager.silences: %w", err)
 	}
-	useReceivers, err := k.notifications.Prepare(cfg.Receivers())
+	prepareReceivers := k.notifications.Prepare
+	if !k.started {
+		// A mistake in the file of a token must not stop all the rest.
+		prepareReceivers = k.notifications.PrepareStart
+	}
+	useReceivers, err := prepareReceivers(cfg.Receivers())
 	if err != nil {
 		return nil, fmt.Errorf("notify.receivers: %w", err)
 	}
@@ -175,6 +183,10 @@ func (k *control) prepare(cfg *config.Config) (use func(), err error) {
 		return nil, err
 	}
 	return func() {
+		k.started = true
+		for _, key := range cfg.InTheClear() {
+			level.Warn(k.logger).Log("msg", "What gives access goes over the network unencrypted; use https", "key", key)
+		}
 		useSilences()
 		useReceivers()
 		k.scrubs.SetSettings(scrubs)

@@ -111,6 +111,9 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		return fmt.Errorf("--web.config.file=%s: %s", *c.web.WebConfigFile, oneLine(err))
 	}
 	if c.configCheck {
+		if err := c.checkFiles(cfg); err != nil {
+			return err
+		}
 		fmt.Fprintln(stdout, "The configuration is good.")
 		return nil
 	}
@@ -206,6 +209,19 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 
 func (c *serveCommand) loadConfig() (*config.Config, error) {
 	return config.Load(c.configFile, !c.configFileGiven)
+}
+
+// checkFiles reads the files that the configuration names, as the start does.
+func (c *serveCommand) checkFiles(cfg *config.Config) error {
+	if c.readOnly || c.recorded != "" {
+		return nil // nothing is sent, and nobody commands
+	}
+	if cfg.API.TokenFile != "" {
+		if _, err := httpapi.ReadToken(cfg.API.TokenFile); err != nil {
+			return err
+		}
+	}
+	return cfg.CheckFiles()
 }
 
 func (c *serveCommand) newExporter(logger log.Logger, client *btrfs.Client) (*collector.Exporter, error) {
