@@ -55,6 +55,7 @@ const (
 	KindAllocated Kind = "allocated" // what for is not known
 	KindFree      Kind = "free"
 	KindStranded  Kind = "stranded"
+	KindUnusable  Kind = "unusable"
 )
 
 // Words says what the kind means.
@@ -64,6 +65,8 @@ func (k Kind) Words() string {
 		return "free for data"
 	case KindStranded:
 		return "stranded: no data chunk reaches it"
+	case KindUnusable:
+		return "unusable: the device is missing or read-only"
 	case KindAllocated:
 		return "allocated"
 	}
@@ -189,7 +192,7 @@ func newDevices(f *factsOf) *Devices {
 		}
 		d.Rows = append(d.Rows, row)
 	}
-	for _, k := range []Kind{KindData, KindMetadata, KindSystem, KindAllocated, KindFree, KindStranded} {
+	for _, k := range []Kind{KindData, KindMetadata, KindSystem, KindAllocated, KindFree, KindStranded, KindUnusable} {
 		if kinds[k] {
 			d.Legend = append(d.Legend, k)
 		}
@@ -243,14 +246,12 @@ func partsOf(f *factsOf, dev *btrfs.Device, stranded map[uint64]uint64) []part {
 		rest = used
 	}
 	free := total - min(total, used)
-	out := min(stranded[dev.ID], free)
+	parts := []part{{KindData, data}, {KindMetadata, metadata}, {KindSystem, system}, {KindAllocated, rest}}
 	if !dev.Usable() {
-		out = 0
+		return append(parts, part{KindUnusable, free})
 	}
-	return []part{
-		{KindData, data}, {KindMetadata, metadata}, {KindSystem, system}, {KindAllocated, rest},
-		{KindFree, free - out}, {KindStranded, out},
-	}
+	out := min(stranded[dev.ID], free)
+	return append(parts, part{KindFree, free - out}, part{KindStranded, out})
 }
 
 func (d *Device) fill(parts []part, exact bool) {

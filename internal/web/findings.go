@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/btrfs-governor/btrfs-governor/alerts"
@@ -69,7 +70,10 @@ func (l *findings) devices(f *factsOf) {
 		d := &f.Pool.Devices[i]
 		name := deviceName(f.Pool, d.ID)
 		if d.Missing.Value {
-			l.add(Critical, "BtrfsDeviceMissing", "Device %d (%s) is missing.", d.ID, name)
+			if words := fmt.Sprintf("device %d", d.ID); name != words {
+				name = words + " (" + name + ")"
+			}
+			l.add(Critical, "BtrfsDeviceMissing", "%s is missing.", strings.ToUpper(name[:1])+name[1:])
 		}
 		if e, ok := d.Errors.Get(); ok {
 			if words := errorWords(&e); words != "none" {
