@@ -148,7 +148,9 @@ type fakeSnapshots struct {
 	end job.State // of its jobs
 }
 
-func (f *fakeSnapshots) Overview(btrfs.UUID) (snapshot.Overview, bool) { return snapshot.Overview{}, false }
+func (f *fakeSnapshots) Overview(btrfs.UUID) (snapshot.Overview, bool) {
+	return snapshot.Overview{}, false
+}
 
 func (f *fakeSnapshots) begin(what, kind string, pool btrfs.UUID, requester string, result snapshot.Result) (job.Job, error) {
 	f.note(what)
