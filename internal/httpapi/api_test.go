@@ -136,6 +136,13 @@ func (f *fakeScrubs) status(pool btrfs.UUID) scrub.Status {
 	return s
 }
 
+// forget makes all pools ones that were never scrubbed.
+func (f *fakeScrubs) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.running)
+}
+
 func (f *fakeScrubs) asked() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -179,7 +179,7 @@ func sectionEvent(id sectionID, html []byte) []byte {
 
 // since returns the events of what is newer than a version, of one pool or of all,
 // and the version that a reader of them has. reload tells that there are other pools
-// than at that version.
+// than at that version, or that the one pool is gone.
 func (l *live) since(control web.Control, version uint64, pool btrfs.UUID) (events []byte, now uint64, reload bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -187,12 +187,19 @@ func (l *live) since(control web.Control, version uint64, pool btrfs.UUID) (even
 	if v == nil {
 		return nil, version, false
 	}
+	there := false
 	for id, s := range v.sections {
-		if s.version > version && (pool.IsZero() || pool == id.pool) {
-			events = append(events, s.event...)
+		if pool.IsZero() || pool == id.pool {
+			there = true
+			if s.version > version {
+				events = append(events, s.event...)
+			}
 		}
 	}
-	return events, l.version, version > 0 && v.pools > version
+	if pool.IsZero() {
+		return events, l.version, version > 0 && v.pools > version
+	}
+	return events, l.version, v.sections != nil && !there
 }
 
 // sections draws all sections for those who may do the same.

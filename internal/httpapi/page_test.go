@@ -320,7 +320,7 @@ func TestLivePageGetsWhatChanges(t *testing.T) {
 	server := httptest.NewUnstartedServer(s.handler)
 	server.Listener = smallBuffers{server.Listener}
 	server.Start()
-	defer server.Close()
+	t.Cleanup(server.Close) // after the streams, for which it would wait
 
 	// One asks for a stream and never reads it: what comes at first does not fit into
 	// the buffers, so that whoever writes to it waits.
@@ -336,25 +336,17 @@ func TestLivePageGetsWhatChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	fast := openStream(t, server.URL+"/live?pool="+atticUUID)
-	defer fast.Body.Close()
-	lines := bufio.NewScanner(fast.Body)
-	lines.Buffer(nil, 1<<20)
-	next := func() (event, data string) {
-		t.Helper()
-		for lines.Scan() {
-			if after, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
-				event = after
-			}
-			if after, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
-				return event, after
-			}
-		}
-		t.Fatalf("the stream ended: %v", lines.Err())
-		return "", ""
+	follow := func(query string) (next func() (event, data string)) {
+		stream := openStream(t, server.URL+"/live"+query)
+		t.Cleanup(func() { _ = stream.Body.Close() })
+		lines := bufio.NewScanner(stream.Body)
+		lines.Buffer(nil, 1<<20)
+		return func() (event, data string) { return nextEvent(t, lines) }
 	}
+	next, one := follow(""), follow("?pool="+atticUUID)
 	// At first everything comes, and then what changed alone.
 	for range web.Sections() {
+		one()
 		if event, data := next(); event != "section" || !strings.Contains(data, `"id":"p`+atticUUID) {
 			t.Fatalf("%s %s", event, data)
 		}
@@ -369,6 +361,32 @@ func TestLivePageGetsWhatChanges(t *testing.T) {
 	if event, data := next(); event != "reload" {
 		t.Fatalf("when there are other pools: %s %s", event, data)
 	}
+	// The page of one pool need not care.
+	s.scrubs.forget()
+	for {
+		event, data := one()
+		if event != "section" {
+			t.Fatalf("the page of one pool when there are others: %s %s", event, data)
+		}
+		if strings.Contains(data, "No scrub was ever run here.") {
+			break
+		}
+	}
+}
+
+// nextEvent reads an event of a stream.
+func nextEvent(t *testing.T, lines *bufio.Scanner) (event, data string) {
+	t.Helper()
+	for lines.Scan() {
+		if after, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
+			event = after
+		}
+		if after, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+			return event, after
+		}
+	}
+	t.Fatalf("the stream ended: %v", lines.Err())
+	return "", ""
 }
 
 func openStream(t *testing.T, address string) *http.Response {

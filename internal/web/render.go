@@ -160,16 +160,18 @@ func (p pageView) Headline() string {
 		}
 	}
 	switch {
-	case bad == 0 && len(all) == 1:
-		return "The pool is well"
+	case len(all) == 1 && bad == 0:
+		return all[0].Name + " is well"
+	case len(all) == 1 && worst == Critical:
+		return all[0].Name + " needs a look now"
+	case len(all) == 1:
+		return all[0].Name + " needs a look"
 	case bad == 0:
 		return fmt.Sprintf("All %d pools are well", len(all))
-	case len(all) == 1:
-		return "The pool needs a look"
 	case worst == Critical:
-		return fmt.Sprintf("%s of %d need a look now", count(bad, "pool", "pools"), len(all))
+		return fmt.Sprintf("%d of %d pools need a look now", bad, len(all))
 	}
-	return fmt.Sprintf("%s of %d need a look", count(bad, "pool", "pools"), len(all))
+	return fmt.Sprintf("%d of %d pools need a look", bad, len(all))
 }
 
 // Link is where the pool has its page, or its place on the same one.

@@ -76,14 +76,15 @@
 
 	document.addEventListener("submit", async (event) => {
 		const form = event.target;
-		if (form.matches("form.act")) {
+		// Without the token a button leads to the page that asks for it.
+		if (form.matches("form.act") && !document.body.hasAttribute("data-locked")) {
 			event.preventDefault();
 			const button = form.querySelector("button");
 			button.disabled = true;
 			try {
 				const answer = await fetch(form.action, { method: "POST", headers: { Accept: "application/json" }, redirect: "error" });
 				if (answer.status === 401) {
-					form.submit(); // to the page that asks for the token
+					form.submit(); // the session has ended meanwhile
 					return;
 				}
 				const body = await answer.json();
