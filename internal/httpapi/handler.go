@@ -14,12 +14,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/exporter-toolkit/web"
 
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 )
 
 // Config is what the handler needs. All of it must be set, except for
-// MaxRequests and Process.
+// MaxRequests, Process and History.
 type Config struct {
 	Logger log.Logger
 	// Version is what the status page shows.
@@ -38,6 +40,9 @@ type Config struct {
 	Ready func() bool
 	// Reload reads the configuration again.
 	Reload func() error
+
+	// History is what the pools held; nil where nothing of it is kept.
+	History History
 
 	// Jobs are those of the runners.
 	Jobs *job.Store
@@ -60,6 +65,17 @@ type PoolCollectors interface {
 	Collector(names ...string) (prometheus.Collector, error)
 	// Pools reads all pools.
 	Pools() ([]collector.PoolReading, error)
+}
+
+// History is what the pools held, see history.Store and history.Prometheus. It
+// answers at once.
+type History interface {
+	// Samples returns at most so many samples of a pool from a time on, the oldest
+	// first: of each part of that time the last.
+	Samples(pool btrfs.UUID, since time.Time, most int) []history.Sample
+	// Forecast is false where there is none: with less than a day of samples, or
+	// none of late.
+	Forecast(pool btrfs.UUID) (history.Forecast, bool)
 }
 
 // CheckTelemetryPath returns why a path cannot be that of the exposition.
