@@ -141,6 +141,8 @@ func parseRing(data []byte, pool btrfs.UUID) (*ring, error) {
 		return nil, damage{err}
 	}
 	r := &ring{slots: data[min(len(data), headerSize):]}
+	r.entries = make([]entry, 0, len(r.slots)/slotSize)
+	end := 0 // after the one that was written last
 	for i := range len(r.slots) / slotSize {
 		slot := r.slots[i*slotSize:][:slotSize]
 		seconds := binary.LittleEndian.Uint32(slot[8:])
@@ -149,10 +151,13 @@ func parseRing(data []byte, pool btrfs.UUID) (*ring, error) {
 		}
 		e := entry{seconds, binary.LittleEndian.Uint32(slot[4:]), i}
 		if len(r.entries) == 0 || e.order > r.last.order {
-			r.last = e
+			r.last, end = e, len(r.entries)+1
 		}
 		r.entries = append(r.entries, e)
 	}
+	// In the order of the ring they are sorted, unless a clock was wrong, and sorting
+	// costs nothing.
+	r.entries = slices.Concat(r.entries[end:], r.entries[:end])
 	slices.SortFunc(r.entries, func(a, b entry) int { return cmp.Compare(a.seconds, b.seconds) })
 	r.entries = consistent(r.entries)
 	return r, nil
