@@ -88,8 +88,9 @@ func TestLocalForecastIsThatOfTheRules(t *testing.T) {
 		}
 	}
 	p := startPrometheus(t, slices.Concat([]byte("# TYPE btrfs_pool_free_expected_bytes gauge\n"), free, []byte("# TYPE btrfs_pool_metadata_free_bytes gauge\n"), metadata, []byte("# EOF\n")))
+	rules := readRules(t)
 	rule := func(record, metric, name string) string {
-		for _, r := range readRules(t) {
+		for _, r := range rules {
 			if r.Record == record {
 				return strings.ReplaceAll(r.Expr, metric, selector(metric, name))
 			}
