@@ -28,7 +28,7 @@ func TestForecast(t *testing.T) {
 	}{
 		"none":                {nil, false, 0, 0, 0},
 		"one":                 {filling(0, 1, 1e12), false, 0, 0, 0},
-		"less than a day":     {filling(0.99, 1e9, 1e12), false, 0, 0, 0},
+		"less than a day":     {filling(0.95, 1e9, 1e12), false, 0, 0, 0},
 		"a day and two hours": {filling(1.09, 1e9, 1e12), true, 1000, 1e9, 3650},
 		"a year":              {filling(400, 1e9, 7e9), true, 7, 1e9, 3650},
 		"full":                {filling(30, 1e9, 0), true, 0, 1e9, 3650},

@@ -124,10 +124,13 @@ func readRing(path string, pool btrfs.UUID) (*ring, error) {
 		return nil, err
 	}
 	defer f.Close()
-	// Most are full, or will be: one read, and no growing.
-	data := make([]byte, fileSize)
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, min(info.Size(), int64(fileSize)))
 	n, err := io.ReadFull(f, data)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) { // it was made shorter meanwhile
 		return nil, err
 	}
 	return parseRing(data[:n], pool)

@@ -50,10 +50,10 @@ func whole(uuid btrfs.UUID) collector.PoolReading {
 }
 
 func TestEachQuarterHasASampleOfEachPool(t *testing.T) {
-	dir, log_ := t.TempDir(), new(bytes.Buffer)
+	dir, logged := t.TempDir(), new(bytes.Buffer)
 	synctest.Test(t, func(t *testing.T) {
 		time.Sleep(37 * time.Second) // the daemon starts within a quarter
-		store, err := history.Open(log.NewLogfmtLogger(log_), state.NewDir(dir), time.Now)
+		store, err := history.Open(log.NewLogfmtLogger(logged), state.NewDir(dir), time.Now)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +65,7 @@ func TestEachQuarterHasASampleOfEachPool(t *testing.T) {
 		run := func(d time.Duration) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
-			sampler := history.NewSampler(log.NewLogfmtLogger(log_), store, found, time.Now)
+			sampler := history.NewSampler(log.NewLogfmtLogger(logged), store, found, time.Now)
 			go func() { done <- sampler.Run(ctx) }()
 			time.Sleep(d)
 			cancel()
@@ -140,9 +140,9 @@ func TestClockThatIsSetForwardIsFollowed(t *testing.T) {
 }
 
 func TestLostSamplesAreSaidOnce(t *testing.T) {
-	dir, log_ := t.TempDir(), new(bytes.Buffer)
+	dir, logged := t.TempDir(), new(bytes.Buffer)
 	synctest.Test(t, func(t *testing.T) {
-		logger := log.NewLogfmtLogger(log_)
+		logger := log.NewLogfmtLogger(logged)
 		store, err := history.Open(logger, state.NewDir(dir+"/gone"), time.Now)
 		if err != nil {
 			t.Fatal(err)
@@ -155,7 +155,7 @@ func TestLostSamplesAreSaidOnce(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	if n := strings.Count(log_.String(), "is lost"); n != 1 {
-		t.Errorf("it is said %d times:\n%s", n, log_)
+	if n := strings.Count(logged.String(), "is lost"); n != 1 {
+		t.Errorf("it is said %d times:\n%s", n, logged)
 	}
 }
