@@ -94,7 +94,7 @@ func (b *bench) numbers() []int {
 
 func numbered(at time.Time, n int) history.Sample {
 	return history.Sample{
-		Time: at, Used: btrfs.Some(uint64(n)), Free: btrfs.Some(uint64(1e12)), FreeExpected: btrfs.Some(uint64(1e12 - n)),
+		Time: at, Used: btrfs.Some(uint64(n)), Free: btrfs.Some[uint64](1e12), FreeExpected: btrfs.Some(1e12 - uint64(n)),
 		MetadataFree: btrfs.Some(uint64(1e9)), StatfsFree: btrfs.Some(uint64(2e12)),
 	}
 }
