@@ -21,7 +21,7 @@ import (
 // tells when the pool will be full from what was there before.
 func TestHistoryOutlivesKills(t *testing.T) {
 	rig := btrfstest.New(t)
-	pool := newPool(t, rig, btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1", Label: "attic"})
+	pool := newPool(t, rig, btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1"})
 	uuid, err := btrfs.ParseUUID(pool.UUID)
 	must(t, err)
 	dir := t.TempDir()
@@ -41,7 +41,7 @@ func TestHistoryOutlivesKills(t *testing.T) {
 			} `json:"samples"`
 		}
 		eventually(t, "the daemon has taken a sample", func() bool {
-			_, body := p.do("GET", "/api/v1/pools/attic/history?days=1")
+			_, body := p.do("GET", "/api/v1/pools/"+pool.UUID+"/history?days=1")
 			must(t, json.Unmarshal([]byte(body), &answer))
 			return len(answer.Samples) > 0 && answer.Samples[len(answer.Samples)-1].Free > 0
 		})
@@ -52,7 +52,7 @@ func TestHistoryOutlivesKills(t *testing.T) {
 				Source string  `json:"source"`
 			} `json:"forecast"`
 		}
-		_, body := p.do("GET", "/api/v1/pools/attic/capacity")
+		_, body := p.do("GET", "/api/v1/pools/"+pool.UUID+"/capacity")
 		must(t, json.Unmarshal([]byte(body), &capacity))
 		if f := capacity.Forecast; f.Source != "local" || f.Days <= 0 || f.Days > 2 || f.Rate < 0.9e9 || f.Rate > 1.1e9 {
 			t.Errorf("the forecast is %+v", f)
@@ -68,7 +68,7 @@ func TestHistoryOutlivesKills(t *testing.T) {
 	// With --read-only nothing is kept, and nothing is touched.
 	empty := t.TempDir()
 	p := startServe(t, 1, []string{"--read-only", "--state.dir=" + empty, "--web.listen-address=127.0.0.1:0"})
-	if status, body := p.do("GET", "/api/v1/pools/attic/history"); status != 403 || !strings.Contains(body, "keeps no history") {
+	if status, body := p.do("GET", "/api/v1/pools/"+pool.UUID+"/history"); status != 403 || !strings.Contains(body, "keeps no history") {
 		t.Errorf("with --read-only: %d %s", status, body)
 	}
 	if left, err := os.ReadDir(empty); err != nil || len(left) > 0 {
