@@ -21,6 +21,7 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/collector"
 	"github.com/btrfs-governor/btrfs-governor/internal/alertmanager"
 	"github.com/btrfs-governor/btrfs-governor/internal/config"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
 	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/internal/logging"
@@ -49,6 +50,7 @@ type control struct {
 	actions       *alertmanager.Actions
 	notifications *notify.Bridge
 	silencer      *alertmanager.Silencer
+	history       *history.Store
 
 	sys string // where sysfs is
 	// started is set once a configuration was put to use.
@@ -68,6 +70,9 @@ func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client
 		return nil, err
 	}
 	k, err := newControl(logger, client, c.paths, state.NewDir(c.stateDir), freeOf(exporter))
+	if err == nil {
+		k.history, err = history.Open(logger, state.NewDir(c.stateDir), time.Now)
+	}
 	if err == nil {
 		k.actions, err = newActions(logger, c.stateDir, k, exporter)
 	}

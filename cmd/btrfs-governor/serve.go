@@ -48,6 +48,7 @@ type serveCommand struct {
 	telemetryPath   string
 	maxRequests     requestLimit
 	apiSocket       string
+	prometheusURL   string
 	logLevel        string
 	logFormat       string
 }
@@ -84,6 +85,8 @@ func newServeCommand(app *kingpin.Application) *serveCommand {
 
 	cmd.Flag("api.socket", "Unix socket on which everything can be commanded without a token; empty: none.").
 		Default(defaultSocket).StringVar(&c.apiSocket)
+	cmd.Flag("prometheus.url", "URL of the Prometheus that has the history of the pools; empty: only what is kept in the state directory.").
+		StringVar(&c.prometheusURL)
 
 	cmd.Flag("log.level", "Least level of the messages to log: "+strings.Join(logging.Levels(), ", ")+".").
 		Default("info").HintOptions(logging.Levels()...).StringVar(&c.logLevel)
@@ -109,6 +112,10 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	}
 	if err := web.Validate(*c.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file=%s: %s", *c.web.WebConfigFile, oneLine(err))
+	}
+	prometheusURL, err := c.checkPrometheusURL()
+	if err != nil {
+		return err
 	}
 	if c.configCheck {
 		if err := c.checkFiles(cfg); err != nil {
@@ -181,6 +188,11 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		process = append(process, control.scrubs, control.snapshots, control.actions, control.silencer, control.notifications)
 	}
 	settings.Process = process
+	past, pastTasks, err := newHistory(logs.Logger, control.history, exporter, prometheusURL)
+	if err != nil {
+		return err
+	}
+	settings.History = past
 	handler, err := httpapi.New(settings)
 	if err != nil {
 		return err
@@ -199,6 +211,7 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 
 	level.Info(logs.Logger).Log("msg", "Starting "+programName, "version", version.Info(), "build_context", version.BuildContext())
 	tasks = append(tasks, newHangupTask(reload), systemdTask{logs.Logger})
+	tasks = append(tasks, pastTasks...)
 	for _, l := range listeners {
 		tasks = append(tasks, newServer(l, handler, c.web, logs))
 	}

@@ -43,6 +43,7 @@ func routes() []route {
 		{"GET", "/api/v1/pools", false, (*api).listPools},
 		{"GET", "/api/v1/pools/{pool}", false, (*api).showPool},
 		{"GET", "/api/v1/pools/{pool}/capacity", false, (*api).showCapacity},
+		{"GET", "/api/v1/pools/{pool}/history", false, (*api).showHistory},
 		{"GET", "/api/v1/pools/{pool}/scrub", false, (*api).showScrub},
 		{"POST", "/api/v1/pools/{pool}/scrub", true, (*api).startScrub},
 		{"DELETE", "/api/v1/pools/{pool}/scrub", true, (*api).cancelScrub},
