@@ -53,17 +53,24 @@ func newBrowser(t *testing.T, width, height int64, scheme string, script bool) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = chromedp.Call(ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}},
-	})
-	if err == nil {
-		_, err = chromedp.Call(ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: !script})
-	}
+	_, err = chromedp.Call(ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: !script})
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.do(chromedp.EmulateViewport(width, height))
+	b.look(width, height, scheme)
 	return b
+}
+
+// look gives the window a size, and whoever looks at it a taste.
+func (b *browser) look(width, height int64, scheme string) {
+	b.t.Helper()
+	_, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}},
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.do(chromedp.EmulateViewport(width, height))
 }
 
 func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
@@ -329,18 +336,20 @@ func TestScrubByClicking(t *testing.T) {
 			}
 
 			b.click(id + "-do-pause")
-			says("The scrub is paused.")
+			b.says("The scrub is paused.") // before anything is loaded again
 			says("Resume")
 			b.click(id + "-do-resume")
-			says("The scrub goes on.")
+			b.says("The scrub goes on.")
 			says("Pause")
 			for _, disk := range disks {
 				disk.Fast()
 			}
 			b.click(id + "-do-snapshot")
-			says("@home")
+			b.says("The snapshots are being taken.")
 			b.click(id + "-do-cancel")
+			b.says("The scrub is cancelled.")
 			says("The last scrub was cancelled")
+			says("/@home " + map[bool]string{true: "1", false: "2"}[script])
 			b.check(d)
 		})
 	}

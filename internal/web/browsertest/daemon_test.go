@@ -118,7 +118,12 @@ func serveRecorded(t *testing.T) *daemon {
 // serveHere serves the pools of this machine, and takes commands.
 func serveHere(t *testing.T, config string) *daemon {
 	t.Helper()
-	dir := t.TempDir()
+	return serveIn(t, t.TempDir(), config)
+}
+
+// serveIn does so with a state directory.
+func serveIn(t *testing.T, dir, config string) *daemon {
+	t.Helper()
 	for name, text := range map[string]string{"token": theToken + "\n", "config.yml": config} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
