@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"compress/gzip"
+	"errors"
 	"fmt"
 	"io"
 	"mime"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/go-kit/log/level"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
@@ -68,7 +70,10 @@ func (p *page) register(mux *http.ServeMux) {
 			w.Header().Set("Content-Type", asset.Type)
 			w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
 			w.Header().Set("X-Content-Type-Options", "nosniff")
-			writeCompressed(w, r, http.StatusOK, asset.Data)
+			_ = writeCompressed(w, r, http.StatusOK, func(w io.Writer, _ func()) error { // who hung up gets nothing
+				_, err := w.Write(asset.Data)
+				return err
+			})
 		})
 	}
 }
@@ -78,9 +83,8 @@ func (p *page) register(mux *http.ServeMux) {
 const contentSecurityPolicy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 
-// writeHTML answers with a page or a part of one.
-func writeHTML(w http.ResponseWriter, r *http.Request, status int, text []byte) {
-	h := w.Header()
+// htmlHeaders are those of a page and of a part of one.
+func htmlHeaders(h http.Header) {
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Security-Policy", contentSecurityPolicy)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -88,39 +92,35 @@ func writeHTML(w http.ResponseWriter, r *http.Request, status int, text []byte) 
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
-	writeCompressed(w, r, status, text)
 }
 
-func writeCompressed(w http.ResponseWriter, r *http.Request, status int, text []byte) {
-	h := w.Header()
-	h.Add("Vary", "Accept-Encoding")
-	if acceptsGzip(r.Header) {
-		var packed bytes.Buffer
-		z := gzip.NewWriter(&packed)
-		_, err := z.Write(text)
-		if err == nil {
-			err = z.Close()
-		}
-		if err == nil {
-			h.Set("Content-Encoding", "gzip")
-			text = packed.Bytes()
-		}
+// writeCompressed answers with what draw writes, compressed for whoever takes that.
+func writeCompressed(w http.ResponseWriter, r *http.Request, status int, draw func(w io.Writer, flush func()) error) error {
+	w.Header().Add("Vary", "Accept-Encoding")
+	control := http.NewResponseController(w)
+	if !acceptsGzip(r.Header) {
+		w.WriteHeader(status)
+		return draw(w, func() { _ = control.Flush() }) // who hung up gets nothing
 	}
-	h.Set("Content-Length", strconv.Itoa(len(text)))
+	w.Header().Set("Content-Encoding", "gzip")
 	w.WriteHeader(status)
-	_, _ = w.Write(text) // who hung up gets nothing
+	z := gzip.NewWriter(w)
+	err := draw(z, func() {
+		_ = z.Flush()
+		_ = control.Flush()
+	})
+	return errors.Join(err, z.Close())
 }
 
 // render answers with a page.
 func (p *page) render(w http.ResponseWriter, r *http.Request, status int, v *web.Page) {
 	v.Host, v.Version, v.Metrics, v.Now = p.cfg.Host, p.cfg.Version, p.cfg.TelemetryPath, time.Now()
 	v.Control = p.control(r)
-	var b bytes.Buffer
-	if err := p.renderer.Page(&b, v); err != nil {
-		p.fail(w, r, fmt.Errorf("draw the status page: %w", err))
-		return
+	htmlHeaders(w.Header())
+	err := writeCompressed(w, r, status, func(w io.Writer, flush func()) error { return p.renderer.Page(w, v, flush) })
+	if err != nil && r.Context().Err() == nil {
+		level.Warn(p.cfg.Logger).Log("msg", "The status page could not be drawn whole", "path", shorten(r.URL.Path), "err", err)
 	}
-	writeHTML(w, r, status, b.Bytes())
 }
 
 // input gathers what is known of a pool. It waits for no disk.
@@ -236,7 +236,8 @@ func (p *page) showAnswer(w http.ResponseWriter, r *http.Request) {
 		p.fail(w, r, err)
 		return
 	}
-	writeHTML(w, r, http.StatusOK, b.Bytes())
+	htmlHeaders(w.Header())
+	_, _ = w.Write(b.Bytes()) // who hung up gets nothing
 }
 
 // question reads what is asked.

@@ -120,9 +120,10 @@ func (r *Renderer) Assets() []Asset {
 	return all
 }
 
-// Page draws a page.
-func (r *Renderer) Page(w io.Writer, p *Page) error {
-	return r.templates.ExecuteTemplate(w, "page", pageView{p})
+// Page draws a page. It calls flush when its head is written: a browser then asks
+// for the assets while the pools are drawn.
+func (r *Renderer) Page(w io.Writer, p *Page, flush func()) error {
+	return r.templates.ExecuteTemplate(w, "page", pageView{p, flush})
 }
 
 // Section draws a section of a pool.
@@ -140,7 +141,16 @@ func (r *Renderer) Answer(w io.Writer, a *Answer) error {
 }
 
 // pageView is a page as the template sees it.
-type pageView struct{ *Page }
+type pageView struct {
+	*Page
+	flush func()
+}
+
+// Flush sends what is drawn.
+func (p pageView) Flush() string {
+	p.flush()
+	return ""
+}
 
 // Now is the time of the page.
 func (p pageView) Now() *moment { return &moment{At: p.Page.Now.UTC()} }

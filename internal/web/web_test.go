@@ -94,7 +94,7 @@ func draw(t *testing.T, in *web.Input, control web.Control) string {
 	var b bytes.Buffer
 	err := renderer(t).Page(&b, &web.Page{
 		Host: "attic", Version: "1.2.3", Metrics: "/metrics", Now: now, Control: control, Live: "/live", Pools: []*web.Pool{pool}, List: []*web.Pool{pool},
-	})
+	}, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +207,7 @@ func TestWhatPeopleWroteIsEscaped(t *testing.T) {
 		t.Errorf("the text is shown %d times, want it at each place", shown)
 	}
 	var b bytes.Buffer
-	if err := renderer(t).Page(&b, &web.Page{Token: &web.TokenForm{Host: evil, Action: evil, Pool: evil, Error: evil}, Message: &web.Message{Text: evil}}); err != nil {
+	if err := renderer(t).Page(&b, &web.Page{Token: &web.TokenForm{Host: evil, Action: evil, Pool: evil, Error: evil}, Message: &web.Message{Text: evil}}, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(b.String(), evil) {
