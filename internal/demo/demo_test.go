@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
 	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
 )
 
 // patience bounds every wait of these tests.
@@ -270,6 +272,10 @@ func TestDemoShowsHowAnErrorReachesAPhone(t *testing.T) {
 		r := start(t, exec.Command(os.Args[0], "-governor", path, "-listen", "127.0.0.1:0", "-stack=on"))
 		r.waitFor(until)
 		mine, programs := runDirs(t, r.cmd.Process.Pid), children(t, r.cmd.Process.Pid)
+		var pools []string
+		for _, dir := range mine {
+			pools = append(pools, poolsBeneath(t, dir)...)
+		}
 		if until == "^End " {
 			checkContains(t, r.printed(),
 				`^It says: 1 errors, 1 corrected, 0 uncorrectable\.$`,
@@ -278,6 +284,9 @@ func TestDemoShowsHowAnErrorReachesAPhone(t *testing.T) {
 			)
 			if len(programs) != 4 {
 				t.Errorf("%d programs run", len(programs))
+			}
+			if len(pools) != 2 {
+				t.Errorf("its pools are %q", pools)
 			}
 		}
 		r.interrupt(syscall.SIGINT)
@@ -289,6 +298,49 @@ func TestDemoShowsHowAnErrorReachesAPhone(t *testing.T) {
 				t.Errorf("interrupted after %q, process %d is left", until, pid)
 			}
 		}
+		for _, uuid := range pools {
+			if files, err := filepath.Glob(filepath.Join(scrub.DefaultStatusDir, "*"+uuid+"*")); err != nil || len(files) > 0 {
+				t.Errorf("interrupted after %q, %q are left: %v", until, files, err)
+			}
+		}
+	}
+}
+
+func TestStatusOfTheDemonstrationGoesAndThatOfOthersStays(t *testing.T) {
+	const demo, other = "2d3f6a4e-7b1c-4c59-9b8e-0a1f5d6c7e80", "2d3f6a4e-7b1c-4c59-9b8e-0a1f5d6c7e81"
+	dir := t.TempDir()
+	for _, name := range []string{"scrub.status." + demo, "scrub.progress." + demo, "scrub.status." + other, "scrub.status." + other + "_tmp"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // nothing to remove is no error
+		if err := removeStatus(dir, demo, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) != 2 || !strings.Contains(files[0].Name(), other) || !strings.Contains(files[1].Name(), other) {
+		t.Errorf("what is left is %v", files)
+	}
+	dir = filepath.Join(t.TempDir(), "btrfs")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeStatus(dir, demo, false); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); err != nil {
+		t.Errorf("a directory that was there before: %v", err)
+	}
+	if err := removeStatus(dir, demo, true); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("a directory that was not there before is left: %v", err)
 	}
 }
 
@@ -322,6 +374,23 @@ func runDirs(t *testing.T, pid int) []string {
 		}
 	}
 	return dirs
+}
+
+// poolsBeneath returns the UUIDs of the mounted pools that have their images in a
+// directory.
+func poolsBeneath(t *testing.T, dir string) (uuids []string) {
+	t.Helper()
+	files, err := filepath.Glob("/sys/fs/btrfs/*/devices/*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		uuid := strings.Split(file, "/")[4]
+		if image, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(image), dir) && !slices.Contains(uuids, uuid) {
+			uuids = append(uuids, uuid)
+		}
+	}
+	return uuids
 }
 
 func TestDemoEndsWithItsServer(t *testing.T) {

@@ -91,11 +91,10 @@ func showPool(ctx context.Context, o options, out io.Writer) (err error) {
 		return unlessInterrupted(ctx, err)
 	}
 	if stack != nil {
+		defer func() { err = errors.Join(err, stack.end()) }()
 		if err := stack.start(ctx, demo.rig, o, out); err != nil {
-			stack.end()
 			return unlessInterrupted(ctx, err)
 		}
-		defer stack.end()
 		stack.printURLs(out)
 	}
 	server.printURLs(out, demo.pool.UUID)

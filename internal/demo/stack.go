@@ -23,7 +23,10 @@ import (
 	"golang.org/x/term"
 
 	"github.com/btrfs-governor/btrfs-governor/alerts"
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/scrub/statusfile"
 )
 
 // Values of -stack.
@@ -40,6 +43,8 @@ type stack struct {
 
 	dir        string
 	token      string
+	pool       string // UUID of the pool that it scrubs
+	firstScrub bool   // of this machine: nobody has made the directory of the status files
 	governor   *process
 	prometheus *process
 	alerts     *process
@@ -117,14 +122,18 @@ apt-get install -y --no-install-recommends prometheus prometheus-alertmanager`)
 // start starts all, and has an error reach the phone.
 func (s *stack) start(ctx context.Context, rig *btrfstest.Rig, o options, out io.Writer) error {
 	fmt.Fprintln(out, "How an error reaches a phone: Prometheus and Alertmanager start, and a small pool is made.")
-	var err error
-	if s.dir, err = os.MkdirTemp("", "btrfs-governor-demo-"); err != nil {
+	// What a killed demonstration leaves in the directory of its rig, the next one
+	// removes.
+	s.dir = filepath.Join(rig.Dir(), "stack")
+	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return err
 	}
 	pool, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1", Label: "attic"})
 	if err != nil {
 		return err
 	}
+	_, err = os.Stat(scrub.DefaultStatusDir)
+	s.pool, s.firstScrub = pool.UUID, errors.Is(err, os.ErrNotExist)
 	if err := pool.WriteFile("film.mkv", 64*mib, rand.New(rand.NewPCG(4, 2))); err != nil {
 		return err
 	}
@@ -273,8 +282,9 @@ func (s *stack) printURLs(out io.Writer) {
 	fmt.Fprintf(out, "Alerts    http://%s/alerts (Prometheus), http://%s (Alertmanager)\n", s.prometheus.address, s.alerts.address)
 }
 
-// end ends what was started, in any state.
-func (s *stack) end() {
+// end ends what was started, in any state. What is in its directory goes with the
+// rig.
+func (s *stack) end() error {
 	for _, p := range []*process{s.prometheus, s.alerts, s.governor} {
 		if p != nil {
 			p.end()
@@ -283,9 +293,30 @@ func (s *stack) end() {
 	if s.phone != nil {
 		s.phone.close()
 	}
-	if s.dir != "" {
-		_ = os.RemoveAll(s.dir)
+	if s.pool == "" {
+		return nil
 	}
+	return removeStatus(scrub.DefaultStatusDir, s.pool, s.firstScrub)
+}
+
+// removeStatus removes what the daemon has written for `btrfs scrub status`, of one
+// pool, and the directory too if it was not there before.
+func removeStatus(dir, pool string, madeDir bool) error {
+	uuid, err := btrfs.ParseUUID(pool)
+	if err != nil {
+		return err
+	}
+	// The socket and the temporary file are there only if the daemon was killed.
+	name := statusfile.Path(dir, uuid)
+	for _, path := range []string{name, name + "_tmp", statusfile.SocketPath(dir, uuid)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	if madeDir {
+		_ = os.Remove(dir) // it stays if others use it by now
+	}
+	return nil
 }
 
 // phone is a server that takes what an ntfy server would, and prints it.
