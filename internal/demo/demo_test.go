@@ -280,7 +280,7 @@ func TestDemoShowsHowAnErrorReachesAPhone(t *testing.T) {
 			checkContains(t, r.printed(),
 				`^It says: 1 errors, 1 corrected, 0 uncorrectable\.$`,
 				`^  \| \[FIRING:\d\] .*BtrfsScrubErrorsCorrected`,
-				`^Alerts +http://127\.0\.0\.1:\d+/alerts`,
+				`^Alerts +curl -s http://127\.0\.0\.1:\d+/api/v1/alerts`,
 			)
 			if len(programs) != 4 {
 				t.Errorf("%d programs run", len(programs))
@@ -347,14 +347,14 @@ func TestStatusOfTheDemonstrationGoesAndThatOfOthersStays(t *testing.T) {
 func TestDemoWithoutThePrograms(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	var out bytes.Buffer
-	if s, err := findStack(t.Context(), options{stack: stackAuto}, &out); s != nil || err != nil || !strings.Contains(out.String(), "apt-get install prometheus") {
+	if s, err := findStack(t.Context(), options{stack: stackAuto}, t.TempDir(), &out); s != nil || err != nil || !strings.Contains(out.String(), "apt-get install prometheus") {
 		t.Errorf("%v, %v: %s", s, err, &out)
 	}
-	if _, err := findStack(t.Context(), options{stack: stackOn}, &out); err == nil || !strings.Contains(err.Error(), "install the packages") {
+	if _, err := findStack(t.Context(), options{stack: stackOn}, t.TempDir(), &out); err == nil || !strings.Contains(err.Error(), "install the packages") {
 		t.Errorf("%v", err)
 	}
 	out.Reset()
-	if s, err := findStack(t.Context(), options{stack: stackOff}, &out); s != nil || err != nil || out.Len() > 0 {
+	if s, err := findStack(t.Context(), options{stack: stackOff}, t.TempDir(), &out); s != nil || err != nil || out.Len() > 0 {
 		t.Errorf("%v, %v: %s", s, err, &out)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 )
 
@@ -21,7 +22,7 @@ func main() {
 	flag.StringVar(&o.governor, "governor", "./btrfs-governor", "the btrfs-governor to run; built if there is none")
 	flag.StringVar(&o.listen, "listen", "127.0.0.1:10134", "address to serve on; another port if it is taken")
 	flag.StringVar(&o.recorded, "recorded", "testdata/pools", "recorded pools to serve where none can be made")
-	flag.StringVar(&o.stack, "stack", stackAuto, "start Prometheus and Alertmanager too: auto where they are installed, on, or off")
+	flag.StringVar(&o.stack, "stack", stackAuto, "start Prometheus and Alertmanager too: on, off, or auto: where they are installed, or may be downloaded")
 	flag.BoolVar(&o.verify, "verify", false, "fill the pool to see how much really fits")
 	flag.Parse()
 	if flag.NArg() > 0 || o.stack != stackAuto && o.stack != stackOn && o.stack != stackOff {
@@ -86,7 +87,13 @@ func showPool(ctx context.Context, o options, out io.Writer) (err error) {
 			return unlessInterrupted(ctx, err)
 		}
 	}
-	stack, err := findStack(ctx, o, out)
+	// What a killed demonstration leaves in the directory of its rig, the next one
+	// removes.
+	dir := filepath.Join(demo.rig.Dir(), "stack")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	stack, err := findStack(ctx, o, dir, out)
 	if err != nil {
 		return unlessInterrupted(ctx, err)
 	}

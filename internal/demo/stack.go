@@ -51,26 +51,25 @@ type stack struct {
 	phone      *phone
 }
 
-// findStack finds the programs, and offers to install them. It returns nil where
-// the demonstration goes on without.
-func findStack(ctx context.Context, o options, out io.Writer) (*stack, error) {
+// findStack finds the programs, and offers to download them into dir. It returns nil
+// where the demonstration goes on without.
+func findStack(ctx context.Context, o options, dir string, out io.Writer) (*stack, error) {
 	if o.stack == stackOff {
 		return nil, nil //nolint:nilnil // there is none
 	}
-	s := new(stack)
-	find := func() (err error) {
-		if s.prometheusPath, err = exec.LookPath("prometheus"); err != nil {
-			return err
-		}
-		// Debian's name, and that of everybody else.
-		if s.alertmanagerPath, err = exec.LookPath("prometheus-alertmanager"); err != nil {
-			s.alertmanagerPath, err = exec.LookPath("alertmanager")
-		}
-		return err
-	}
-	err := find()
+	s := &stack{dir: dir}
+	err := s.find("")
 	if err != nil && o.stack == stackAuto && offerStack(ctx, out) {
-		err = find()
+		fmt.Fprintln(out, "Downloading them.")
+		if err = downloadStack(ctx, dir); err == nil {
+			err = s.find(filepath.Join(dir, "usr/bin"))
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			fmt.Fprintf(out, "That failed: %v\n", err)
+		}
 	}
 	switch {
 	case err == nil:
@@ -82,12 +81,24 @@ func findStack(ctx context.Context, o options, out io.Writer) (*stack, error) {
 	return nil, nil //nolint:nilnil // there is none
 }
 
-// offerStack asks whether to install the programs, and does.
+// find finds the programs in a directory, or in those of PATH.
+func (s *stack) find(dir string) (err error) {
+	if s.prometheusPath, err = exec.LookPath(filepath.Join(dir, "prometheus")); err != nil {
+		return err
+	}
+	// Debian's name, and that of everybody else.
+	if s.alertmanagerPath, err = exec.LookPath(filepath.Join(dir, "prometheus-alertmanager")); err != nil {
+		s.alertmanagerPath, err = exec.LookPath(filepath.Join(dir, "alertmanager"))
+	}
+	return err
+}
+
+// offerStack asks whether to download the programs.
 func offerStack(ctx context.Context, out io.Writer) bool {
 	if _, err := exec.LookPath("apt-get"); err != nil || !term.IsTerminal(int(os.Stdin.Fd())) {
 		return false
 	}
-	fmt.Fprint(out, "Install Prometheus and Alertmanager with apt-get, to see how an error reaches a phone? [y/N] ")
+	fmt.Fprint(out, "Prometheus and Alertmanager would show how an error reaches a phone. Download\ntheir Debian packages (30 MB), to be used from here and not installed? [y/N] ")
 	answer := make(chan string, 1)
 	go func() { // which ends with the program, if nobody answers
 		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
@@ -97,37 +108,34 @@ func offerStack(ctx context.Context, out io.Writer) bool {
 	case <-ctx.Done():
 		return false
 	case line := <-answer:
-		if line != "y" && line != "yes" {
-			return false
+		return line == "y" || line == "yes"
+	}
+}
+
+// downloadStack downloads the packages and unpacks them into a directory. Installed,
+// they would start daemons on the usual ports, now and with the machine. The
+// programs need nothing but the C library.
+func downloadStack(ctx context.Context, dir string) error {
+	for _, args := range [][]string{{"update", "-qq"}, {"download", "-qq", "prometheus", "prometheus-alertmanager"}} {
+		if err := aptGet(ctx, dir, args...); err != nil {
+			return err
 		}
 	}
-	// The packages would start daemons on the usual ports.
-	install := exec.CommandContext(ctx, "sh", "-c", `
-set -e
-policy=/usr/sbin/policy-rc.d
-if [ ! -e "$policy" ]; then
-	trap 'rm -f "$policy"' EXIT
-	printf '#!/bin/sh\nexit 101\n' >"$policy"
-	chmod 755 "$policy"
-fi
-apt-get install -y --no-install-recommends prometheus prometheus-alertmanager`)
-	install.Stdout, install.Stderr = out, out
-	if err := install.Run(); err != nil {
-		fmt.Fprintf(out, "They could not be installed: %v\n", err)
-		return false
+	packages, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil {
+		return err
 	}
-	return true
+	for _, file := range packages {
+		if _, err := runProgram(ctx, "dpkg-deb", "--extract", file, dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // start starts all, and has an error reach the phone.
 func (s *stack) start(ctx context.Context, rig *btrfstest.Rig, o options, out io.Writer) error {
 	fmt.Fprintln(out, "How an error reaches a phone: Prometheus and Alertmanager start, and a small pool is made.")
-	// What a killed demonstration leaves in the directory of its rig, the next one
-	// removes.
-	s.dir = filepath.Join(rig.Dir(), "stack")
-	if err := os.Mkdir(s.dir, 0o700); err != nil {
-		return err
-	}
 	pool, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1", Label: "attic"})
 	if err != nil {
 		return err
@@ -279,7 +287,9 @@ func (s *stack) scrub(ctx context.Context, pool string) (reason string, err erro
 
 // printURLs shows where to look.
 func (s *stack) printURLs(out io.Writer) {
-	fmt.Fprintf(out, "Alerts    http://%s/alerts (Prometheus), http://%s (Alertmanager)\n", s.prometheus.address, s.alerts.address)
+	// Debian's have no pages, or need more packages for them.
+	fmt.Fprintf(out, "Alerts    curl -s http://%s/api/v1/alerts (Prometheus)\n", s.prometheus.address)
+	fmt.Fprintf(out, "          curl -s http://%s/api/v2/alerts (Alertmanager)\n", s.alerts.address)
 }
 
 // end ends what was started, in any state. What is in its directory goes with the
