@@ -74,11 +74,19 @@ func showPool(ctx context.Context, o options, out io.Writer) (err error) {
 	if err != nil {
 		return unlessInterrupted(ctx, err)
 	}
-	server, err := startServer(ctx, o, out, "")
+	config, err := onlyPool(demo.pool.UUID)
+	if err != nil {
+		return err
+	}
+	configFile := filepath.Join(demo.rig.Dir(), "config.yml")
+	if err := os.WriteFile(configFile, []byte(config), 0o600); err != nil {
+		return err
+	}
+	server, err := startServer(ctx, o, out, "--config.file="+configFile)
 	if err != nil {
 		return unlessInterrupted(ctx, err)
 	}
-	defer server.stop()
+	defer server.end()
 	if err := demo.print(ctx, server, out); err != nil {
 		return unlessInterrupted(ctx, err)
 	}
@@ -122,11 +130,11 @@ func showRecorded(ctx context.Context, o options, out io.Writer) error {
 	if _, err := os.Stat(o.recorded); err != nil {
 		return fmt.Errorf("%w; run it in the checkout, or name the directory with -recorded", err)
 	}
-	server, err := startServer(ctx, o, out, o.recorded)
+	server, err := startServer(ctx, o, out, "--config.file=/dev/null", "--path.recorded="+o.recorded)
 	if err != nil {
 		return err
 	}
-	defer server.stop()
+	defer server.end()
 	if err := printRecorded(ctx, server, out); err != nil {
 		return err
 	}

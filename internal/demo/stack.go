@@ -179,6 +179,10 @@ func (s *stack) startPrograms(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	config, err := onlyPool(s.pool)
+	if err != nil {
+		return err
+	}
 	s.token = fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64())
 	stateDir := filepath.Join(s.dir, "state")
 	if err := os.Mkdir(stateDir, 0o700); err != nil {
@@ -186,7 +190,7 @@ func (s *stack) startPrograms(ctx context.Context, o options) error {
 	}
 	files := map[string]string{
 		"state/token": s.token + "\n",
-		"config.yml": fmt.Sprintf(`
+		"config.yml": config + fmt.Sprintf(`
 notify:
   receivers:
     - {name: phone, type: ntfy, url: "http://%s", topic: attic, token: "%s"}
