@@ -264,6 +264,7 @@ func TestDemoShowsHowAnErrorReachesAPhone(t *testing.T) {
 	btrfstest.Require(t)
 	testprogram.Find(t, "prometheus", "prometheus")
 	testprogram.Find(t, "prometheus-alertmanager", "prometheus-alertmanager")
+	testprogram.Find(t, "curl", "curl")
 	path := governor(t)
 	for _, until := range []string{"^How an error reaches", "^A scrub is started", "^End "} {
 		r := start(t, exec.Command(os.Args[0], "-governor", path, "-listen", "127.0.0.1:0", "-stack=on"))
@@ -285,6 +286,7 @@ func TestDemoShowsHowAnErrorReachesAPhone(t *testing.T) {
 			if len(pools) != 2 {
 				t.Errorf("its pools are %q", pools)
 			}
+			checkCommands(t, r)
 		}
 		r.interrupt(syscall.SIGINT)
 		for _, dir := range mine {
@@ -371,6 +373,24 @@ func runDirs(t *testing.T, pid int) []string {
 		}
 	}
 	return dirs
+}
+
+// checkCommands checks that the commands that it prints work where somebody pastes
+// them into another terminal.
+func checkCommands(t *testing.T, r *running) {
+	t.Helper()
+	for pattern, want := range map[string]string{
+		`^  (curl -X POST .*)$`: `"kind":"scrub"`,
+		`^Alerts +(curl .*)$`:   "BtrfsScrubErrorsCorrected",
+		`^Notified +(curl .*)$`: "BtrfsScrubErrorsCorrected",
+		`^Look +(curl .*)$`:     "btrfs_pool_free_bytes",
+	} {
+		command := r.waitFor(pattern)[1]
+		said, err := exec.Command("sh", "-c", command).CombinedOutput()
+		if err != nil || !strings.Contains(string(said), want) {
+			t.Errorf("%s: %v\n%s", command, err, said)
+		}
+	}
 }
 
 // poolsBeneath returns the UUIDs of the mounted pools that have their images in a

@@ -12,7 +12,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,7 +40,6 @@ type stack struct {
 	prometheusPath, alertmanagerPath string
 
 	dir        string
-	token      string
 	pool       string // UUID of the pool that it scrubs
 	firstScrub bool   // of this machine: nobody has made the directory of the status files
 	governor   *process
@@ -157,8 +155,8 @@ func (s *stack) start(ctx context.Context, rig *btrfstest.Rig, o options, out io
 	if err := pool.DropCaches(); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "A scrub is started: curl -X POST http://%s/api/v1/pools/attic/scrub\n", s.governor.address)
-	found, err := s.scrub(ctx, pool.UUID)
+	fmt.Fprintf(out, "A scrub is started:\n\n  curl -X POST --unix-socket %s http://localhost%s\n\n", s.socket(), s.scrubPath())
+	found, err := s.scrub(ctx)
 	if err != nil {
 		return err
 	}
@@ -183,13 +181,11 @@ func (s *stack) startPrograms(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	s.token = fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64())
 	stateDir := filepath.Join(s.dir, "state")
 	if err := os.Mkdir(stateDir, 0o700); err != nil {
 		return err
 	}
 	files := map[string]string{
-		"state/token": s.token + "\n",
 		"config.yml": config + fmt.Sprintf(`
 notify:
   receivers:
@@ -219,7 +215,7 @@ receivers:
 	}
 	in := func(name string) string { return filepath.Join(s.dir, name) }
 	s.governor, err = startProcess(ctx, "btrfs-governor", governor, o.governor, "serve", "--web.listen-address="+governor,
-		"--config.file="+in("config.yml"), "--state.dir="+stateDir, "--api.socket=", "--log.level=warn")
+		"--config.file="+in("config.yml"), "--state.dir="+stateDir, "--api.socket="+s.socket(), "--log.level=warn")
 	if err != nil {
 		return err
 	}
@@ -246,16 +242,24 @@ func freeAddresses(ctx context.Context, n int) (addresses []string, err error) {
 	return addresses, nil
 }
 
-// scrub scrubs a pool and returns what the scrub said at its end.
-func (s *stack) scrub(ctx context.Context, pool string) (reason string, err error) {
-	target := "http://" + s.governor.address + "/api/v1/pools/" + url.PathEscape(pool) + "/scrub"
+// socket takes commands of who made it, without a token.
+func (s *stack) socket() string { return filepath.Join(s.dir, "api.sock") }
+
+func (s *stack) scrubPath() string { return "/api/v1/pools/" + s.pool + "/scrub" }
+
+// scrub scrubs the pool and returns what the scrub said at its end.
+func (s *stack) scrub(ctx context.Context) (reason string, err error) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", s.socket())
+	}}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
 	ask := func(method string) (state, reason string, err error) {
-		r, err := http.NewRequestWithContext(ctx, method, target, http.NoBody)
+		r, err := http.NewRequestWithContext(ctx, method, "http://localhost"+s.scrubPath(), http.NoBody)
 		if err != nil {
 			return "", "", err
 		}
-		r.Header.Set("Authorization", "Bearer "+s.token)
-		answer, err := http.DefaultClient.Do(r)
+		answer, err := client.Do(r)
 		if err != nil {
 			return "", "", err
 		}
@@ -291,8 +295,8 @@ func (s *stack) scrub(ctx context.Context, pool string) (reason string, err erro
 // printURLs shows where to look.
 func (s *stack) printURLs(out io.Writer) {
 	// Debian's have no pages, or need more packages for them.
-	fmt.Fprintf(out, "Alerts    curl -s http://%s/api/v1/alerts (Prometheus)\n", s.prometheus.address)
-	fmt.Fprintf(out, "          curl -s http://%s/api/v2/alerts (Alertmanager)\n", s.alerts.address)
+	fmt.Fprintf(out, "Alerts    curl -s http://%s/api/v1/alerts\n", s.prometheus.address)
+	fmt.Fprintf(out, "Notified  curl -s http://%s/api/v2/alerts\n", s.alerts.address)
 }
 
 // end ends what was started, in any state. What is in its directory goes with the
