@@ -344,16 +344,21 @@ func TestStatusOfTheDemonstrationGoesAndThatOfOthersStays(t *testing.T) {
 }
 
 func TestDemoWithoutThePrograms(t *testing.T) {
-	t.Setenv("PATH", t.TempDir())
+	withAptGet(t, "exit 1")
+	in, err := os.Open(os.DevNull) // where nobody can be asked
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
 	var out bytes.Buffer
-	if s, err := findStack(t.Context(), options{stack: stackAuto}, t.TempDir(), &out); s != nil || err != nil || !strings.Contains(out.String(), "apt-get install prometheus") {
+	if s, err := findStack(t.Context(), options{stack: stackAuto}, t.TempDir(), in, &out); s != nil || err != nil || !strings.Contains(out.String(), "apt-get install prometheus") {
 		t.Errorf("%v, %v: %s", s, err, &out)
 	}
-	if _, err := findStack(t.Context(), options{stack: stackOn}, t.TempDir(), &out); err == nil || !strings.Contains(err.Error(), "install the packages") {
+	if _, err := findStack(t.Context(), options{stack: stackOn}, t.TempDir(), in, &out); err == nil || !strings.Contains(err.Error(), "install the packages") {
 		t.Errorf("%v", err)
 	}
 	out.Reset()
-	if s, err := findStack(t.Context(), options{stack: stackOff}, t.TempDir(), &out); s != nil || err != nil || out.Len() > 0 {
+	if s, err := findStack(t.Context(), options{stack: stackOff}, t.TempDir(), in, &out); s != nil || err != nil || out.Len() > 0 {
 		t.Errorf("%v, %v: %s", s, err, &out)
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // buildGovernor builds the program where there is none yet.
@@ -104,6 +106,32 @@ func aptGet(ctx context.Context, dir string, args ...string) error {
 		return fmt.Errorf("apt-get %s: %w: %s", args[0], err, lastLine(string(text)))
 	}
 	return nil
+}
+
+// ask asks whoever sits at a terminal. What is not clearly yes is no, and so is
+// Ctrl-C.
+func ask(ctx context.Context, in *os.File, out io.Writer, question string) bool {
+	fmt.Fprintf(out, "%s [y/N] ", question)
+	for ctx.Err() == nil {
+		// Ctrl-C would not end a read, nor a goroutine that waits for one.
+		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(in.Fd()), Events: unix.POLLIN}}, 100)
+		if errors.Is(err, unix.EINTR) || err == nil && ready == 0 {
+			continue
+		}
+		if err != nil {
+			break
+		}
+		// A terminal gives a line at a time (termios(3)).
+		line := make([]byte, 80)
+		n, err := in.Read(line)
+		if err != nil {
+			break
+		}
+		answer := strings.ToLower(strings.TrimSpace(string(line[:n])))
+		return answer == "y" || answer == "yes"
+	}
+	fmt.Fprintln(out)
+	return false
 }
 
 func lastLine(text string) string {

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
 )
@@ -155,5 +158,71 @@ func TestAptGetThatFailsTellsWhy(t *testing.T) {
 	err := downloadStack(t.Context(), t.TempDir())
 	if err == nil || !strings.Contains(err.Error(), "E: no such package") {
 		t.Errorf("%v", err)
+	}
+}
+
+// terminal returns both ends of a new one: what the person writes is read from in.
+func terminal(t *testing.T) (person, in *os.File) {
+	t.Helper()
+	person, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("there are no terminals here: %v", err)
+	}
+	t.Cleanup(func() { person.Close() })
+	if err := unix.IoctlSetPointerInt(int(person.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(person.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err = os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close() })
+	return person, in
+}
+
+func TestOnlyYesIsYes(t *testing.T) {
+	for answer, want := range map[string]bool{
+		"y\n": true, "YES\n": true, "yes\n": true,
+		"\n": false, "n\n": false, "yesterday\n": false, "\x04": false, // Ctrl-D
+	} {
+		person, in := terminal(t)
+		if _, err := person.WriteString(answer); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if got := ask(t.Context(), in, &out, "Really?"); got != want {
+			t.Errorf("%q: %t, want %t", answer, got, want)
+		}
+		if !strings.HasPrefix(out.String(), "Really? [y/N] ") {
+			t.Errorf("it asks %q", &out)
+		}
+	}
+}
+
+func TestCtrlCIsAnAnswerAndNobodyGoesOnReading(t *testing.T) {
+	person, in := terminal(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan bool, 1)
+	go func() { ended <- ask(ctx, in, io.Discard, "Really?") }()
+	cancel()
+	select {
+	case yes := <-ended:
+		if yes {
+			t.Error("it takes that for yes")
+		}
+	case <-time.After(patience):
+		t.Fatal("it goes on asking")
+	}
+	// What comes now is for who reads next.
+	if _, err := person.WriteString("date\n"); err != nil {
+		t.Fatal(err)
+	}
+	line := make([]byte, 80)
+	if n, err := in.Read(line); err != nil || string(line[:n]) != "date\n" {
+		t.Errorf("%q, %v", line[:n], err)
 	}
 }

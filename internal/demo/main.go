@@ -30,7 +30,7 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	err := run(ctx, o, os.Stdout)
+	err := run(ctx, o, os.Stdin, os.Stdout)
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
@@ -44,7 +44,7 @@ type options struct {
 }
 
 // run shows the demonstration until ctx is done, and leaves nothing behind.
-func run(ctx context.Context, o options, out io.Writer) error {
+func run(ctx context.Context, o options, in *os.File, out io.Writer) error {
 	if err := buildGovernor(ctx, o.governor, out); err != nil {
 		return err
 	}
@@ -53,14 +53,14 @@ func run(ctx context.Context, o options, out io.Writer) error {
 		return nil
 	}
 	if missing == "" {
-		return showPool(ctx, o, out)
+		return showPool(ctx, o, in, out)
 	}
 	fmt.Fprintf(out, "%s: serving the pools recorded in %s instead.\n\n", missing, o.recorded)
 	return unlessInterrupted(ctx, showRecorded(ctx, o, out))
 }
 
 // showPool makes the pool and shows it.
-func showPool(ctx context.Context, o options, out io.Writer) (err error) {
+func showPool(ctx context.Context, o options, in *os.File, out io.Writer) (err error) {
 	fmt.Fprintln(out, "Making a pool of four drives out of sparse files; they take no space.")
 	demo, err := newDemoPool(ctx)
 	if demo != nil {
@@ -101,7 +101,7 @@ func showPool(ctx context.Context, o options, out io.Writer) (err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	stack, err := findStack(ctx, o, dir, out)
+	stack, err := findStack(ctx, o, dir, in, out)
 	if err != nil {
 		return unlessInterrupted(ctx, err)
 	}

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/term"
@@ -50,13 +48,13 @@ type stack struct {
 
 // findStack finds the programs, and offers to download them into dir. It returns nil
 // where the demonstration goes on without.
-func findStack(ctx context.Context, o options, dir string, out io.Writer) (*stack, error) {
+func findStack(ctx context.Context, o options, dir string, in *os.File, out io.Writer) (*stack, error) {
 	if o.stack == stackOff {
 		return nil, nil //nolint:nilnil // there is none
 	}
 	s := &stack{dir: dir}
 	err := s.find("")
-	if err != nil && o.stack == stackAuto && offerStack(ctx, out) {
+	if err != nil && o.stack == stackAuto && offerStack(ctx, in, out) {
 		fmt.Fprintln(out, "Downloading them.")
 		if err = downloadStack(ctx, dir); err == nil {
 			err = s.find(filepath.Join(dir, "usr/bin"))
@@ -91,22 +89,11 @@ func (s *stack) find(dir string) (err error) {
 }
 
 // offerStack asks whether to download the programs.
-func offerStack(ctx context.Context, out io.Writer) bool {
-	if _, err := exec.LookPath("apt-get"); err != nil || !term.IsTerminal(int(os.Stdin.Fd())) {
+func offerStack(ctx context.Context, in *os.File, out io.Writer) bool {
+	if _, err := exec.LookPath("apt-get"); err != nil || !term.IsTerminal(int(in.Fd())) {
 		return false
 	}
-	fmt.Fprint(out, "Prometheus and Alertmanager would show how an error reaches a phone. Download\ntheir Debian packages (30 MB), to be used from here and not installed? [y/N] ")
-	answer := make(chan string, 1)
-	go func() { // which ends with the program, if nobody answers
-		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
-		answer <- strings.ToLower(strings.TrimSpace(line))
-	}()
-	select {
-	case <-ctx.Done():
-		return false
-	case line := <-answer:
-		return line == "y" || line == "yes"
-	}
+	return ask(ctx, in, out, "Prometheus and Alertmanager would show how an error reaches a phone. Download\ntheir Debian packages (30 MB), to be used from here and not installed?")
 }
 
 // downloadStack downloads the packages and unpacks them into a directory. Installed,
