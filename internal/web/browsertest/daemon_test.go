@@ -135,9 +135,15 @@ func serveIn(t *testing.T, dir, config string) *daemon {
 // eventually waits for a condition.
 func eventually(ctx context.Context, t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !condition(); {
+	within(ctx, t, patience, what, condition)
+}
+
+// within waits for a condition for so long.
+func within(ctx context.Context, t *testing.T, limit time.Duration, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !condition(); {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", patience, what)
+			t.Fatalf("not within %s: %s", limit, what)
 		}
 		select {
 		case <-ctx.Done():
