@@ -75,6 +75,9 @@ func (l *live) join(control web.Control) (news chan struct{}, leave func()) {
 		l.views[control] = v
 	}
 	v.readers[news] = true
+	if v.sections != nil {
+		news <- struct{}{} // what changed since its page was drawn
+	}
 	if !l.loop {
 		l.loop = true
 		go l.run()
