@@ -75,7 +75,8 @@ load: packages ## send 200 webhooks a second for a minute, garbage among them (r
 
 .PHONY: demo
 demo: build ## serve a demonstration pool of four mismatched drives until Ctrl-C
-	$(GO) run ./internal/demo $(if $(VERIFY),-verify) $(if $(STACK),-stack=$(STACK))
+	$(GO) build -o bin/demo ./internal/demo
+	bin/demo $(if $(VERIFY),-verify) $(if $(STACK),-stack=$(STACK))
 
 .PHONY: run
 run: build ## serve this machine's own pools, changing nothing
@@ -126,4 +127,4 @@ sweep: ## remove what killed test runs left behind: mounts, loop devices, files
 
 .PHONY: clean
 clean: ## remove what make built
-	rm -rf btrfs-governor .tools dashboards/schema-check/node_modules internal/web/browsertest/node_modules
+	rm -rf btrfs-governor bin .tools dashboards/schema-check/node_modules internal/web/browsertest/node_modules

@@ -161,6 +161,7 @@ func (p *process) printURLs(out io.Writer, uuid string) {
 	if uuid != "" {
 		filter += "|^btrfs_device_errors_total.*corruption"
 	}
+	fmt.Fprintf(out, "Page      http://%s/\n", p.address)
 	fmt.Fprintf(out, "Metrics   http://%s/metrics\n", p.address)
 	fmt.Fprintf(out, "Look      curl -s http://%s/metrics | grep -E '%s'\n", p.address, filter)
 	fmt.Fprintf(out, "End       Ctrl-C, which removes everything\n")
