@@ -115,6 +115,10 @@ func TestPageRefuses(t *testing.T) {
 	crossSite := browser(cookies)
 	crossSite.Set("Sec-Fetch-Site", "cross-site")
 	crossSite.Set("Origin", "https://evil.example")
+	// What another program serves on this machine is the same site to a browser.
+	otherPort := browser(cookies)
+	otherPort.Set("Sec-Fetch-Site", "same-site")
+	otherPort.Set("Origin", "http://127.0.0.1:8080")
 	for name, tt := range map[string]struct {
 		method, target, body string
 		from                 sent
@@ -124,6 +128,7 @@ func TestPageRefuses(t *testing.T) {
 		"no session":               {"POST", "/pools/" + atticUUID + "/scrub", "", sent{header: browser(nil)}, 401, "The token, please"},
 		"a forged session":         {"POST", "/pools/" + atticUUID + "/scrub", "", sent{header: browser(forged)}, 401, "The token, please"},
 		"another site":             {"POST", "/pools/" + atticUUID + "/scrub", "", sent{header: crossSite}, 403, "other sites"},
+		"another port":             {"POST", "/pools/" + atticUUID + "/scrub", "", sent{header: otherPort}, 403, "other sites"},
 		"another site's log in":    {"POST", "/session", tokenForm(theToken, "", ""), sent{header: crossSite}, 403, "other sites"},
 		"over the network":         {"POST", "/pools/" + atticUUID + "/scrub", "", sent{peer: remote, header: browser(cookies)}, 403, "set up TLS"},
 		"token over the network":   {"POST", "/session", tokenForm(theToken, "scrub", atticUUID), sent{peer: remote, header: browser(nil)}, 403, "set up TLS"},

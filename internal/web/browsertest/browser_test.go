@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
@@ -229,6 +231,25 @@ func TestPolicyKeepsScriptsOut(t *testing.T) {
 	if kept != "img-src" {
 		t.Errorf("an image from elsewhere: %s", kept)
 	}
+}
+
+// A page that another program serves on this machine is the same site to a browser,
+// which sends the cookie along.
+func TestOtherPagesCannotPressButtons(t *testing.T) {
+	d := serveHere(t, "")
+	evil := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/html")
+		fmt.Fprintf(w, `<form method="post" action="%s/pools/00000000-0000-0000-0000-000000000000/scrub"><button id="win">You have won</button></form>`, d.url)
+	}))
+	t.Cleanup(evil.Close)
+	b := newBrowser(t, 1440, 900, "light", true)
+	b.do(chromedp.Navigate(d.url + "/pools/00000000-0000-0000-0000-000000000000"))
+	evaluate[int](b, `fetch("/session", { method: "POST", body: new URLSearchParams({ token: "`+theToken+`" }), redirect: "manual" }).then(r => r.status)`)
+	b.do(chromedp.Navigate(d.url + "/"))
+	b.says("Lock the buttons")
+	b.do(chromedp.Navigate(evil.URL))
+	b.click("#win")
+	b.says("Requests from the pages of other sites are refused.")
 }
 
 // slowPool is a pool that a scrub takes a while on.
