@@ -248,7 +248,7 @@ func (p *page) stream(w http.ResponseWriter, r *http.Request) {
 	defer beat.Stop()
 	version := uint64(0)
 	for {
-		ok := true
+		var ok bool
 		select {
 		case <-r.Context().Done():
 			return

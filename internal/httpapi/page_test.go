@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -252,6 +253,38 @@ func TestWhatIfOnThePage(t *testing.T) {
 			if w := s.do("GET", target, "", sent{}); w.Code != 200 || !strings.Contains(w.Body.String(), want) {
 				t.Errorf("%s: %d, want %q: %s", target, w.Code, want, w.Body)
 			}
+		}
+	}
+}
+
+// manyPools are as many.
+type manyPools struct {
+	apiPools
+	n int
+}
+
+func (p manyPools) Pools() ([]collector.PoolReading, error) {
+	all, err := p.apiPools.Pools()
+	var pools []collector.PoolReading
+	for i := range p.n {
+		r := all[0]
+		r.UUID[15], r.Label = byte(i), fmt.Sprint("pool", i)
+		pools = append(pools, r)
+	}
+	return pools, err
+}
+
+func TestManyPoolsAreATable(t *testing.T) {
+	for n, want := range map[int]struct{ there, absent string }{
+		0:  {"No btrfs pool is mounted here.", "<article"},
+		1:  {"pool0 needs a look now</h1>", `class="pools"`},
+		8:  {"8 of 8 pools need a look now</h1>", "No btrfs pool"},
+		64: {"64 of 64 pools need a look now</h1>", "<article"},
+	} {
+		s := newService(t, func(c *httpapi.Config) { c.Pools = manyPools{c.Pools.(apiPools), n} })
+		page := s.do("GET", "/", "", sent{}).Body.String()
+		if !strings.Contains(page, want.there) || strings.Contains(page, want.absent) || n > 1 && strings.Count(page, `<th scope="row"><a href="/pools/`) != n {
+			t.Errorf("%d pools: %s", n, page)
 		}
 	}
 }
