@@ -173,14 +173,53 @@ func (a *Actions) SetActions(actions []Action) {
 var ErrNotDone = errors.New("not all could be done")
 
 // Handle does what is configured for the firing alerts of a message. It does
-// nothing for one that is resolved. With dryRun it only says what it would do. It
-// stops when ctx is done.
+// nothing for one that is resolved. With dryRun it only says what it would do. When
+// ctx is done it begins nothing more: what it did not come to has failed.
 func (a *Actions) Handle(ctx context.Context, m *Message, dryRun bool) ([]Outcome, error) {
+	outcomes := []Outcome{}
+	h := handling{Actions: a, dryRun: dryRun, gaveUp: make(map[*Action]bool)}
+	again := 0
+	for _, p := range a.pairs(m) {
+		o := Outcome{Action: p.action.Name, Kind: p.action.Kind, Alert: p.alert.Labels[model.AlertNameLabel], Fingerprint: p.alert.Fingerprint}
+		err := h.handle(ctx, p, &o)
+		if err != nil {
+			o.Result, o.Detail = resultOf(err), sentence(err)
+		}
+		if err != nil && o.Result == Failed && !errors.Is(err, scrub.ErrInvalid) && !errors.Is(err, snapshot.ErrInvalid) {
+			again++ // the others are refused the next time too
+		}
+		a.metrics.count(p.action.Name, o.Result)
+		a.log(&o, err)
+		outcomes = append(outcomes, o)
+	}
+	if again > 0 && !dryRun {
+		return outcomes, fmt.Errorf("%w (%d of %d failed)", ErrNotDone, again, len(outcomes))
+	}
+	return outcomes, nil
+}
+
+// handling is what is known while one message is handled.
+type handling struct {
+	*Actions
+	dryRun bool
+	// gaveUp are the webhooks that failed: one that does not answer must not use up
+	// the time of the others, alert by alert.
+	gaveUp map[*Action]bool
+}
+
+// pair is an alert and an action that it matches.
+type pair struct {
+	action *Action
+	alert  *Alert
+}
+
+// pairs returns what is to be done about a message, in the order in which it is:
+// a webhook waits for others, so it comes after what this machine does itself.
+func (a *Actions) pairs(m *Message) []pair {
 	a.mu.Lock()
 	actions := a.actions
 	a.mu.Unlock()
-	outcomes := []Outcome{}
-	var failed error
+	var own, webhooks []pair
 	for i := range m.Alerts {
 		alert := &m.Alerts[i]
 		if alert.Status != Firing {
@@ -189,23 +228,16 @@ func (a *Actions) Handle(ctx context.Context, m *Message, dryRun bool) ([]Outcom
 		set := labelSet(alert.Labels)
 		for j := range actions {
 			action := &actions[j]
-			if !action.Match.Matches(set) {
-				continue
+			switch {
+			case !action.Match.Matches(set):
+			case action.Kind == Webhook:
+				webhooks = append(webhooks, pair{action, alert})
+			default:
+				own = append(own, pair{action, alert})
 			}
-			if ctx.Err() != nil {
-				return outcomes, fmt.Errorf("%w in time", ErrNotDone)
-			}
-			outcome, err := a.handle(ctx, action, alert, dryRun || action.DryRun)
-			a.metrics.count(action.Name, outcome.Result)
-			a.log(&outcome)
-			outcomes = append(outcomes, outcome)
-			failed = errors.Join(failed, err)
 		}
 	}
-	if failed != nil {
-		return outcomes, fmt.Errorf("%w: %w", ErrNotDone, failed)
-	}
-	return outcomes, nil
+	return append(own, webhooks...)
 }
 
 func labelSet(from map[string]string) model.LabelSet {
@@ -216,7 +248,7 @@ func labelSet(from map[string]string) model.LabelSet {
 	return set
 }
 
-func (a *Actions) log(o *Outcome) {
+func (a *Actions) log(o *Outcome, err error) {
 	l := level.Info(a.cfg.Logger)
 	switch o.Result {
 	case Duplicate, CoolingDown, UnknownPool:
@@ -224,7 +256,12 @@ func (a *Actions) log(o *Outcome) {
 	case Failed:
 		l = level.Warn(a.cfg.Logger)
 	}
-	l.Log("msg", "Alert", "action", o.Action, "alert", printable(o.Alert), "fingerprint", o.Fingerprint, "pool", o.Pool, "result", o.Result, "detail", o.Detail, "job", o.Job)
+	if err != nil {
+		l = log.With(l, "err", err)
+	} else {
+		l = log.With(l, "detail", o.Detail)
+	}
+	l.Log("msg", "Alert", "action", o.Action, "alert", printable(o.Alert), "fingerprint", o.Fingerprint, "pool", o.Pool, "result", o.Result, "job", o.Job)
 }
 
 // printable bounds what an alert can have us write.
@@ -237,42 +274,34 @@ func printable(text string) string {
 	return text
 }
 
-// handle does an action for an alert. The error tells that the message is to come
-// again.
-func (a *Actions) handle(ctx context.Context, action *Action, alert *Alert, dryRun bool) (Outcome, error) {
-	o := Outcome{Action: action.Name, Kind: action.Kind, Alert: alert.Labels[model.AlertNameLabel], Fingerprint: alert.Fingerprint}
+// handle does an action for an alert, and says in the outcome what came of it; with
+// an error nothing did.
+func (h *handling) handle(ctx context.Context, p pair, o *Outcome) error {
 	// The alert of an exporter that is down is of no pool.
-	pool, err := btrfs.ParseUUID(alert.Labels["uuid"])
-	if err != nil && action.Kind != Webhook {
+	pool, err := btrfs.ParseUUID(p.alert.Labels["uuid"])
+	if err != nil && p.action.Kind != Webhook {
 		o.Result, o.Detail = Failed, "The alert has no label uuid that names a pool."
-		return o, nil // it will not have one the next time either
+		return nil // it will not have one the next time either
 	}
 	if err == nil {
 		o.Pool = pool.String()
 	}
-	if dryRun {
+	if h.dryRun || p.action.DryRun {
 		o.Result = DryRun
-		o.Detail, err = a.plan(ctx, action, pool)
-		if err != nil {
-			o.Result, o.Detail = resultOf(err), sentence(err)
-		}
-		return o, nil
+		o.Detail, err = h.plan(ctx, p.action, pool)
+		return err
 	}
 
-	line := memoryLine{Action: action.Name, Fingerprint: alert.Fingerprint, Pool: o.Pool, Since: alert.StartsAt, At: a.cfg.Now()}
-	if !a.begin(&o, action, &line) {
-		return o, nil
+	line := memoryLine{Action: o.Action, Fingerprint: o.Fingerprint, Pool: o.Pool, Since: p.alert.StartsAt, At: h.cfg.Now()}
+	if !h.begin(o, p.action, &line) {
+		return nil
 	}
-	o.Result, o.Detail, o.Job, err = a.do(ctx, action, pool, alert)
-	again := err
+	err = h.do(ctx, p, pool, o)
 	if err != nil {
-		o.Result, o.Detail = resultOf(err), sentence(err)
-		if o.Result == UnknownPool || errors.Is(err, scrub.ErrInvalid) || errors.Is(err, snapshot.ErrInvalid) {
-			again = nil // it is refused the next time too
-		}
+		o.Result = Failed
 	}
-	a.end(&o, &line)
-	return o, again
+	h.end(o, &line)
+	return err
 }
 
 // begin takes the place of an action that is to be done; if it is not to be, the
@@ -356,34 +385,38 @@ func (a *Actions) scrubOptions(action *Action) scrub.Options {
 }
 
 // do does an action. One that was done before a crash is found by its job.
-func (a *Actions) do(ctx context.Context, action *Action, pool btrfs.UUID, alert *Alert) (r Result, detail, jobID string, err error) {
-	requester := requesterOf(action, alert)
-	switch action.Kind {
-	case Webhook:
-		return Started, "", "", action.post(ctx, alert)
-	case Scrub, Snapshot, Balance:
-		if j, ok := a.jobOf(requester); ok {
-			return Started, "It was before the daemon ended.", j.ID, nil
-		}
+func (h *handling) do(ctx context.Context, p pair, pool btrfs.UUID, o *Outcome) error {
+	if ctx.Err() != nil {
+		return errors.New("there was no time left for it")
+	}
+	o.Result = Started
+	if p.action.Kind == Webhook {
+		return h.post(ctx, p)
+	}
+	requester := requesterOf(p.action, p.alert)
+	if j, ok := h.jobOf(requester); ok {
+		o.Job, o.Detail = j.ID, "It was before the daemon ended."
+		return nil
 	}
 	var j job.Job
-	switch action.Kind {
+	var err error
+	switch p.action.Kind {
 	case Scrub:
-		j, err = a.cfg.Scrubs.Start(pool, a.scrubOptions(action), requester)
+		j, err = h.cfg.Scrubs.Start(pool, h.scrubOptions(p.action), requester)
 		if errors.Is(err, scrub.ErrRunning) {
-			return AlreadyRunning, "A scrub of the pool is under way.", j.ID, nil
+			o.Result, o.Detail, err = AlreadyRunning, "A scrub of the pool is under way.", nil
 		}
 	case Snapshot:
-		j, err = a.cfg.Snapshots.Create(pool, snapshot.CreateOptions{}, requester)
+		j, err = h.cfg.Snapshots.Create(pool, snapshot.CreateOptions{}, requester)
 	case Balance:
 		var advice Advice
-		if advice, err = a.cfg.Advise(pool); err != nil {
-			return "", "", "", err
+		if advice, err = h.cfg.Advise(pool); err == nil {
+			o.Detail = advice.Text
+			j, err = h.adviceJob(pool, requester, advice)
 		}
-		j, err = a.adviceJob(pool, requester, advice)
-		detail = advice.Text
 	}
-	return Started, detail, j.ID, err
+	o.Job = j.ID
+	return err
 }
 
 func requesterOf(action *Action, alert *Alert) string {
@@ -423,29 +456,40 @@ type Posted struct {
 	Alert  Alert  `json:"alert"`
 }
 
-// post sends an alert. The header Idempotency-Key is the same when it is sent
-// again, because the answer was lost.
-func (action *Action) post(ctx context.Context, alert *Alert) error {
+// post posts an alert, unless it is of no use.
+func (h *handling) post(ctx context.Context, p pair) error {
+	if h.gaveUp[p.action] {
+		return errors.New("post to the webhook: it failed for another alert of the message, and was not tried again")
+	}
+	status, err := p.action.post(ctx, p.alert)
+	// An answer such as 400 may be about that alert alone, and costs no time.
+	h.gaveUp[p.action] = err != nil && (status == 0 || status >= 500)
+	return err
+}
+
+// post sends an alert; status is that of the answer, or 0. The header
+// Idempotency-Key is the same when it is sent again, because the answer was lost.
+func (action *Action) post(ctx context.Context, alert *Alert) (status int, err error) {
 	body, err := json.Marshal(Posted{action.Name, *alert})
 	if err != nil {
-		return fmt.Errorf("write the alert: %w", err)
+		return 0, fmt.Errorf("write the alert: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, webhookTimeout)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, action.URL, bytes.NewReader(body))
 	if err != nil {
-		return errors.New("post to the webhook: its URL is wrong")
+		return 0, errors.New("post to the webhook: its URL is wrong")
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Idempotency-Key", fmt.Sprintf("%s/%s/%d", action.Name, alert.Fingerprint, alert.StartsAt.UnixNano()))
 	answer, err := action.Client.Do(r)
 	if err != nil {
-		return fmt.Errorf("post to the webhook: %w", withoutURL(err))
+		return 0, fmt.Errorf("post to the webhook: %w", withoutURL(err))
 	}
 	defer answer.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, 64<<10)) // so that the connection is used again
 	if answer.StatusCode < 200 || answer.StatusCode > 299 {
-		return fmt.Errorf("post to the webhook: it answers %s", answer.Status)
+		return answer.StatusCode, fmt.Errorf("post to the webhook: it answers %s", answer.Status)
 	}
-	return nil
+	return answer.StatusCode, nil
 }

@@ -391,15 +391,88 @@ func TestWebhookGetsTheAlert(t *testing.T) {
 	}
 }
 
+// A webhook whose server hangs: the scrubs do not wait for it, and it is asked once
+// for all alerts of the message.
+func TestHangingWebhookHoldsNothingElseUp(t *testing.T) {
+	asked := make(chan string, 10)
+	hang := make(chan struct{})
+	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // else the server does not see that the client has gone
+		asked <- "hangs"
+		select {
+		case <-hang:
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(hangs.Close)
+	t.Cleanup(func() { close(hang) })
+	works := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked <- "works" }))
+	t.Cleanup(works.Close)
+	refuses := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- "refuses"
+		w.WriteHeader(http.StatusBadRequest)
+	}))
+	t.Cleanup(refuses.Close)
+	webhook := func(name string, server *httptest.Server) alertmanager.Action {
+		client := server.Client()
+		client.Timeout = 200 * time.Millisecond
+		return alertmanager.Action{Name: name, Match: matchers(t, `alertname=~".+"`), Kind: alertmanager.Webhook, URL: server.URL, Client: client}
+	}
+	m := newMachine(t, webhook("hangs", hangs), webhook("works", works), webhook("refuses", refuses), scrubAction(t))
+	m.inCall = func() {
+		if len(asked) > 0 {
+			t.Error("a scrub waited for a webhook")
+		}
+	}
+	outcomes, err := m.Handle(context.Background(), message(alert("BtrfsScrubOverdue", attic), alert("BtrfsScrubOverdue", barn)), false)
+	if !errors.Is(err, alertmanager.ErrNotDone) || !strings.Contains(err.Error(), "4 of 8 failed") {
+		t.Errorf("the error is %v", err)
+	}
+	var got, requests []string
+	for i := range outcomes {
+		got = append(got, outcomes[i].Action+" "+string(outcomes[i].Result))
+	}
+	want := []string{
+		"scrub-overdue started", "scrub-overdue started",
+		"hangs failed", "works started", "refuses failed", "hangs failed", "works started", "refuses failed",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the outcomes are %q, want %q", got, want)
+	}
+	if detail := outcomes[5].Detail; detail != "Post to the webhook: it failed for another alert of the message, and was not tried again." {
+		t.Errorf("of the second alert for the webhook that hangs: %s", detail)
+	}
+	for range len(asked) {
+		requests = append(requests, <-asked)
+	}
+	if want := []string{"hangs", "works", "refuses", "works", "refuses"}; !slices.Equal(requests, want) {
+		t.Errorf("the webhooks were asked in the order %q, want %q", requests, want)
+	}
+	for _, text := range []string{`err="post to the webhook: context deadline exceeded`, `err="post to the webhook: it answers 400 Bad Request"`, `err="post to the webhook: it failed for another alert`} {
+		if !strings.Contains(m.log.String(), text) {
+			t.Errorf("the log does not have %s:\n%s", text, &m.log)
+		}
+	}
+}
+
 func TestTimeOutLeavesTheRestToTheNextMessage(t *testing.T) {
 	m := newMachine(t, scrubAction(t))
 	ctx, cancel := context.WithCancel(context.Background())
 	m.inCall = cancel
 	outcomes, err := m.Handle(ctx, message(alert("BtrfsScrubOverdue", attic), alert("BtrfsScrubOverdue", barn)), false)
-	if !errors.Is(err, alertmanager.ErrNotDone) || len(outcomes) != 1 {
+	if !errors.Is(err, alertmanager.ErrNotDone) || len(outcomes) != 2 || outcomes[0].Result != alertmanager.Started ||
+		outcomes[1].Result != alertmanager.Failed || outcomes[1].Detail != "There was no time left for it." {
 		t.Errorf("%+v, %v", outcomes, err)
 	}
+	if !strings.Contains(m.log.String(), `err="there was no time left for it"`) {
+		t.Errorf("the log does not say it:\n%s", &m.log)
+	}
 	m.inCall = nil
+	ctx, cancel = context.WithCancel(context.Background())
+	cancel()
+	if outcomes, err = m.Handle(ctx, message(alert("BtrfsScrubOverdue", attic)), false); err != nil || outcomes[0].Result != alertmanager.Duplicate {
+		t.Errorf("what was done takes no time: %+v, %v", outcomes, err)
+	}
 	m.expect("the next message", m.handle(alert("BtrfsScrubOverdue", attic), alert("BtrfsScrubOverdue", barn)),
 		results{alertmanager.Duplicate, alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1", "scrub auto within 48h0m0s 5f1c0de2")
 }
