@@ -65,8 +65,11 @@ type Result string
 
 // The results.
 const (
-	Started        Result = "started"         // or done, where it is done at once
-	AlreadyRunning Result = "already_running" // what it asks for is under way
+	Started Result = "started" // or done, where it is done at once
+	// AlreadyRunning is where what it asks for is under way for somebody else. If the
+	// alert comes again after that, it is done: that one may have been cancelled, or
+	// have begun long before what the alert is about.
+	AlreadyRunning Result = "already_running"
 	DryRun         Result = "dry_run"
 	// Duplicate is an alert for which it was done: Alertmanager repeats them.
 	Duplicate   Result = "duplicate"
@@ -151,7 +154,10 @@ type doingKey struct{ action, of string }
 func NewActions(cfg ActionsConfig) (*Actions, error) {
 	a := &Actions{cfg: cfg, metrics: newActionMetrics(), doing: make(map[doingKey]string)}
 	var err error
-	a.done, err = openMemory(cfg.State, cfg.Now())
+	a.done, err = openMemory(cfg.State, cfg.Now(), func(id string) bool {
+		j, err := cfg.Jobs.Get(id) // one that is no longer known ended long ago
+		return err == nil && j.State == job.Failed
+	})
 	if err != nil && !errors.Is(err, state.ErrDamaged) {
 		return nil, err
 	}
@@ -330,9 +336,10 @@ func (a *Actions) end(o *Outcome, line *memoryLine) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.doing, line.doing())
-	if o.Result != Started && o.Result != AlreadyRunning {
+	if o.Result != Started {
 		return
 	}
+	line.Job = o.Job
 	if err := a.done.write(line); err != nil {
 		level.Error(a.cfg.Logger).Log("msg", "An action may be done again after a restart, for it could not be noted", "action", o.Action, "err", err)
 	}

@@ -295,8 +295,60 @@ func TestWhatFailedIsDoneWhenTheAlertComesAgain(t *testing.T) {
 
 	m.running = true
 	m.expect("a scrub runs", m.handle(alert("BtrfsScrubOverdue", barn)), results{alertmanager.AlreadyRunning})
+	m.expect("it still does", m.handle(alert("BtrfsScrubOverdue", barn)), results{alertmanager.AlreadyRunning})
 	m.running = false
-	m.expect("that was as good", m.handle(alert("BtrfsScrubOverdue", barn)), results{alertmanager.Duplicate})
+	m.expect("it was cancelled", m.handle(alert("BtrfsScrubOverdue", barn)), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de2")
+}
+
+// endJobs ends all jobs that have not ended.
+func (m *machine) endJobs(as job.State) {
+	m.t.Helper()
+	for _, j := range m.jobs.List() {
+		if !j.State.Ended() {
+			_, err := m.jobs.Update(j.ID, func(j *job.Job) { j.State = as })
+			must(m.t, err)
+		}
+	}
+}
+
+func TestJobThatFailedIsTriedAgain(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		action := scrubAction(t)
+		m := newMachine(t, action)
+		const asked = "scrub auto within 48h0m0s 5f1c0de1"
+		overdue := alert("BtrfsScrubOverdue", attic)
+		again := func(what string, want alertmanager.Result, asked ...string) {
+			t.Helper()
+			if restart {
+				m.start(action)
+			}
+			m.now = m.now.Add(time.Hour)
+			m.expect(fmt.Sprintf("%s, restart %v", what, restart), m.handle(overdue), results{want}, asked...)
+		}
+		again("first", alertmanager.Started, asked)
+		again("it waits or runs", alertmanager.Duplicate)
+		m.endJobs(job.Failed)
+		again("it failed", alertmanager.Started, asked)
+		m.endJobs(job.Failed)
+		overdue.StartsAt = m.now
+		again("it failed, and the alert fires anew", alertmanager.Started, asked)
+		m.endJobs(job.Cancelled)
+		again("a person cancelled it", alertmanager.Duplicate)
+		overdue.StartsAt = m.now
+		again("a person cancelled it, and the alert fires anew", alertmanager.CoolingDown)
+	}
+}
+
+// A job that failed long ago is of no account where the action was done since.
+func TestFailedJobDoesNotEndTheCoolDownOfALaterOne(t *testing.T) {
+	m := newMachine(t, scrubAction(t))
+	overdue, other := alert("BtrfsScrubOverdue", attic), alert("BtrfsScrubOverdue", attic)
+	other.Fingerprint = "ffffffffffffffff" // by another Prometheus
+	m.expect("the first", m.handle(overdue), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1")
+	m.endJobs(job.Failed)
+	m.expect("another", m.handle(other), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1")
+	m.endJobs(job.Succeeded)
+	m.expect("the first again", m.handle(overdue), results{alertmanager.CoolingDown})
 }
 
 // A crash after the scrub was started, and before that was noted.
