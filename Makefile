@@ -39,7 +39,7 @@ build: ## build ./btrfs-governor
 	CGO_ENABLED=0 $(GO) build -buildvcs=false -trimpath -ldflags '$(LDFLAGS)' -o btrfs-governor ./cmd/btrfs-governor
 
 .PHONY: test
-test: packages test-arch ## run all tests (as root: on real pools too)
+test: packages axe test-arch ## run all tests (as root: on real pools too)
 	$(GO) test $(RACE) -count=1 -timeout 25m ./...
 
 .PHONY: test-arch
@@ -105,9 +105,20 @@ check-generated: ## fail if a generated file is not what `make generate` writes
 check-dashboards: ## hold the dashboards against the types that Grafana publishes (npm)
 	cd dashboards/schema-check && npm ci --ignore-scripts --no-audit --no-fund && npm run --silent check
 
+.PHONY: screenshots
+screenshots: packages ## take the pictures of the status page in docs/images again (root)
+	$(GO) test -count=1 ./internal/web/browsertest -run '^TestScreenshots$$' -screenshots=$(CURDIR)/docs/images
+
 .PHONY: packages
 packages: # install the Debian packages that tests need, or say which are missing
 	@.ci/packages
+
+# What the tests of the status page are told by of those who cannot use it.
+AXE := internal/web/browsertest/node_modules/axe-core/axe.min.js
+.PHONY: axe
+axe: $(AXE)
+$(AXE): internal/web/browsertest/package-lock.json | packages
+	cd internal/web/browsertest && npm ci --ignore-scripts --no-audit --no-fund --silent || test -z "$$CI"
 
 .PHONY: sweep
 sweep: ## remove what killed test runs left behind: mounts, loop devices, files
@@ -115,4 +126,4 @@ sweep: ## remove what killed test runs left behind: mounts, loop devices, files
 
 .PHONY: clean
 clean: ## remove what make built
-	rm -rf btrfs-governor .tools dashboards/schema-check/node_modules
+	rm -rf btrfs-governor .tools dashboards/schema-check/node_modules internal/web/browsertest/node_modules

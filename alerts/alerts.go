@@ -6,6 +6,7 @@ package alerts
 import (
 	"embed"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -31,6 +32,9 @@ func Names() []string {
 
 // runbook is where each alert has a section, by its name in lower case.
 const runbook = "https://github.com/btrfs-governor/btrfs-governor/blob/main/docs/runbook.md#"
+
+// Runbook returns where it stands what to do about an alert.
+func Runbook(alert string) string { return runbook + strings.ToLower(alert) }
 
 // Thresholds are the values from which something is an alert.
 type Thresholds struct {

@@ -246,7 +246,7 @@ func forecasts(t *testing.T) []forecast {
 func TestForecastQuality(t *testing.T) {
 	all := histories(t)
 	begin := time.Now().Add(-(historyDays + 2) * day).Truncate(day)
-	p := startPrometheus(t, all, begin)
+	p := startPrometheus(t, openMetrics(all, begin))
 	at := func(d float64) time.Time {
 		return begin.Add(time.Duration(d * float64(day))).Truncate(10 * time.Minute)
 	}
@@ -313,13 +313,13 @@ func selector(metric, history string) string { return fmt.Sprintf("%s{uuid=%q}",
 // prometheus is a process.
 type prometheus struct{ address string }
 
-// startPrometheus starts one that has the histories.
-func startPrometheus(t *testing.T, all []history, begin time.Time) *prometheus {
+// startPrometheus starts one that has what is in a text of OpenMetrics.
+func startPrometheus(t *testing.T, text []byte) *prometheus {
 	t.Helper()
 	binary := testprogram.Find(t, "prometheus", "prometheus")
 	dir := t.TempDir()
 	input := filepath.Join(dir, "input.om")
-	if err := os.WriteFile(input, openMetrics(all, begin), 0o600); err != nil {
+	if err := os.WriteFile(input, text, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	promtool(t, "tsdb", "create-blocks-from", "--max-block-duration=1488h", "openmetrics", input, filepath.Join(dir, "data"))

@@ -473,7 +473,7 @@ func Rules(t Thresholds) ([]byte, error) {
 	tmpl := template.Must(template.New(FileName).Funcs(template.FuncMap{
 		"indent":  func(s string) string { return "          " + strings.ReplaceAll(s, "\n", "\n          ") },
 		"quote":   func(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" },
-		"runbook": func(alert string) string { return runbook + strings.ToLower(alert) },
+		"runbook": Runbook,
 	}).Parse(layout))
 	var b bytes.Buffer
 	if err := tmpl.Execute(&b, groups(&t)); err != nil {

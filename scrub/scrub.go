@@ -103,6 +103,8 @@ type Status struct {
 	Started  time.Time     `json:"started,omitzero"`
 	Finished time.Time     `json:"finished,omitzero"`
 	Duration time.Duration `json:"duration_ns"` // without pauses and waiting
+	// LastSuccess is when a scrub last went to its end on all devices.
+	LastSuccess time.Time `json:"last_success,omitzero"`
 
 	// Progress is the share that is done, from 0 to 1; a device counts by the
 	// bytes of its extents.

@@ -23,7 +23,7 @@ func (p *pool) status() Status {
 	s := Status{
 		Pool: p.uuid, JobID: cp.JobID, State: cp.State, Reason: cp.Reason, Options: cp.Options, Requester: cp.Requester,
 		Started: cp.Started, Finished: cp.Finished, Duration: cp.Active, Yielded: cp.Yielded, Urged: cp.Urged, Pauses: cp.Pauses,
-		Damage: cp.Damage, Devices: make([]DeviceStatus, len(cp.Devices)),
+		LastSuccess: cp.History.LastSuccess, Damage: cp.Damage, Devices: make([]DeviceStatus, len(cp.Devices)),
 	}
 	if s.State == "" {
 		s.State, s.Options.Mode = Idle, Auto

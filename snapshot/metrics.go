@@ -1,9 +1,13 @@
 package snapshot
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 )
 
 // The metrics of snapshots. None has a series for each snapshot.
@@ -86,4 +90,51 @@ func (s *subvolumeView) add(r *record) {
 		s.oldest = r.Taken
 	}
 	s.newest = r.Taken
+}
+
+// Overview is what is known of the snapshots of a pool without asking it.
+type Overview struct {
+	// Configured tells whether the configuration names subvolumes to take
+	// snapshots of.
+	Configured bool
+	Subvolumes []SubvolumeOverview // by name
+	Success    time.Time           // when all snapshots of a job were last taken; zero: never
+	Next       time.Time           // by the schedule; zero: never
+	Cleaning   btrfs.Opt[int]      // deleted subvolumes whose space is being given back
+}
+
+// SubvolumeOverview is the part of one subvolume. Newest and Oldest are zero
+// where there is no snapshot.
+type SubvolumeOverview struct {
+	Subvolume      string // from the top of the pool; / is the top
+	Count          int
+	Newest, Oldest time.Time
+	Failures       uint64 // snapshots that could not be taken since the start
+}
+
+// Overview returns what is known of a pool. It touches no disk. ok is false where
+// the pool has not been looked at of late.
+func (r *Runner) Overview(uuid btrfs.UUID) (o Overview, ok bool) {
+	settings, location, configured := r.settingsOf(uuid)
+	r.mu.Lock()
+	p := r.pools[uuid]
+	r.mu.Unlock()
+	if p == nil {
+		return Overview{}, false
+	}
+	now, v := r.clock.Now(), p.seen()
+	if v.looked.IsZero() || now.Sub(v.looked).Abs() >= staleAfter {
+		return Overview{}, false
+	}
+	o = Overview{Configured: configured && len(settings.Subvolumes) > 0, Success: v.success, Cleaning: v.cleaning}
+	if o.Configured && settings.Schedule != nil {
+		o.Next = settings.Schedule.Next(now.In(location))
+	}
+	for subvolume, s := range v.subvolumes {
+		o.Subvolumes = append(o.Subvolumes, SubvolumeOverview{
+			Subvolume: nameSubvolume(subvolume), Count: s.count, Newest: s.newest, Oldest: s.oldest, Failures: v.failures[subvolume],
+		})
+	}
+	slices.SortFunc(o.Subvolumes, func(a, b SubvolumeOverview) int { return strings.Compare(a.Subvolume, b.Subvolume) })
+	return o, true
 }

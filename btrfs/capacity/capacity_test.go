@@ -592,7 +592,7 @@ func TestWhatIf(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(fmt.Sprint(tt.changes), func(t *testing.T) {
-			r, err := WhatIf(p, l, tt.changes...)
+			r, _, err := WhatIf(p, l, tt.changes...)
 			if !errors.Is(err, tt.err) {
 				t.Fatalf("error %v, want %v", err, tt.err)
 			}
@@ -608,7 +608,7 @@ func TestWhatIf(t *testing.T) {
 		t.Errorf("a what-if changed the pool:\n%s", diff)
 	}
 	for _, c := range []Change{AddDevice{mib}, RemoveDevice{9}, ResizeDevice{9, tib}, ResizeDevice{1, mib}, ReplaceDevice{9, tib}, Convert{btrfs.Mixed, btrfs.Single}} {
-		if _, err := WhatIf(p, l, c); err == nil {
+		if _, _, err := WhatIf(p, l, c); err == nil {
 			t.Errorf("%s is no error", c)
 		}
 	}

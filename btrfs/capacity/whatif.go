@@ -50,14 +50,15 @@ func (c ReplaceDevice) String() string {
 func (c Convert) String() string { return fmt.Sprintf("convert %s to %s", c.Type, c.Profile) }
 
 // WhatIf returns the report that the pool would have after the changes, made
-// in their order. Neither pool nor layout is changed. It fails with
+// in their order, and its devices then, of which Allocated is not known. Neither
+// pool nor layout is changed. It fails with
 // ErrDoesNotFit where the kernel would refuse a change for want of space, and
 // says which one.
 //
 // A conversion lays out the pool anew, as the balance does that it is. After a
 // removal or a smaller size the moved chunks are followed one by one in pools
 // of up to maxRelocated chunks; larger ones are laid out anew.
-func WhatIf(p *btrfs.Pool, l *Layout, changes ...Change) (*Report, error) {
+func WhatIf(p *btrfs.Pool, l *Layout, changes ...Change) (*Report, []LayoutDevice, error) {
 	w := &whatIf{pool: *p, layout: *l}
 	w.pool.Devices = slices.Clone(p.Devices)
 	w.pool.Spaces = slices.Clone(p.Spaces)
@@ -70,10 +71,17 @@ func WhatIf(p *btrfs.Pool, l *Layout, changes ...Change) (*Report, error) {
 	}
 	for _, c := range changes {
 		if err := c.apply(w); err != nil {
-			return nil, fmt.Errorf("%s: %w", c, err)
+			return nil, nil, fmt.Errorf("%s: %w", c, err)
 		}
 	}
-	return Calculate(&w.pool, &w.layout)
+	r, err := Calculate(&w.pool, &w.layout)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := range w.layout.Devices {
+		w.layout.Devices[i].Allocated = nil
+	}
+	return r, w.layout.Devices, nil
 }
 
 // whatIf is the pool as it becomes change by change.

@@ -21,6 +21,7 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/collector"
 	"github.com/btrfs-governor/btrfs-governor/internal/alertmanager"
 	"github.com/btrfs-governor/btrfs-governor/internal/config"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
 	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/internal/logging"
@@ -40,6 +41,7 @@ const keptJobs = 200
 // control is what changes pools. With --read-only, or on
 // recorded pools, only jobs is set, and empty.
 type control struct {
+	logger    log.Logger
 	jobs      *job.Store
 	token     *httpapi.Token
 	scrubs    *scrub.Runner
@@ -48,8 +50,11 @@ type control struct {
 	actions       *alertmanager.Actions
 	notifications *notify.Bridge
 	silencer      *alertmanager.Silencer
+	history       *history.Store
 
 	sys string // where sysfs is
+	// started is set once a configuration was put to use.
+	started bool
 	// release gives the state directory back.
 	release func()
 }
@@ -65,6 +70,9 @@ func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client
 		return nil, err
 	}
 	k, err := newControl(logger, client, c.paths, state.NewDir(c.stateDir), freeOf(exporter))
+	if err == nil {
+		k.history, err = history.Open(logger, state.NewDir(c.stateDir), time.Now)
+	}
 	if err == nil {
 		k.actions, err = newActions(logger, c.stateDir, k, exporter)
 	}
@@ -105,7 +113,7 @@ func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir 
 	if err != nil {
 		return nil, err
 	}
-	return &control{jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, snapshots: snapshots, sys: paths.Sys}, nil
+	return &control{logger: logger, jobs: jobs, token: httpapi.NewToken(dir), scrubs: scrubs, snapshots: snapshots, sys: paths.Sys}, nil
 }
 
 // newActions makes what acts on alerts.
@@ -166,7 +174,12 @@ func (k *control) prepare(cfg *config.Config) (use func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("alertmanager.silences: %w", err)
 	}
-	useReceivers, err := k.notifications.Prepare(cfg.Receivers())
+	prepareReceivers := k.notifications.Prepare
+	if !k.started {
+		// A mistake in the file of a token must not stop all the rest.
+		prepareReceivers = k.notifications.PrepareStart
+	}
+	useReceivers, err := prepareReceivers(cfg.Receivers())
 	if err != nil {
 		return nil, fmt.Errorf("notify.receivers: %w", err)
 	}
@@ -175,6 +188,10 @@ func (k *control) prepare(cfg *config.Config) (use func(), err error) {
 		return nil, err
 	}
 	return func() {
+		k.started = true
+		for _, key := range cfg.InTheClear() {
+			level.Warn(k.logger).Log("msg", "What gives access goes over the network unencrypted; use https", "key", key)
+		}
 		useSilences()
 		useReceivers()
 		k.scrubs.SetSettings(scrubs)

@@ -48,6 +48,7 @@ type serveCommand struct {
 	telemetryPath   string
 	maxRequests     requestLimit
 	apiSocket       string
+	prometheusURL   string
 	logLevel        string
 	logFormat       string
 }
@@ -84,6 +85,8 @@ func newServeCommand(app *kingpin.Application) *serveCommand {
 
 	cmd.Flag("api.socket", "Unix socket on which everything can be commanded without a token; empty: none.").
 		Default(defaultSocket).StringVar(&c.apiSocket)
+	cmd.Flag("prometheus.url", "URL of the Prometheus that has the history of the pools; empty: only what is kept in the state directory.").
+		StringVar(&c.prometheusURL)
 
 	cmd.Flag("log.level", "Least level of the messages to log: "+strings.Join(logging.Levels(), ", ")+".").
 		Default("info").HintOptions(logging.Levels()...).StringVar(&c.logLevel)
@@ -110,7 +113,14 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	if err := web.Validate(*c.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file=%s: %s", *c.web.WebConfigFile, oneLine(err))
 	}
+	prometheusURL, err := c.checkPrometheusURL()
+	if err != nil {
+		return err
+	}
 	if c.configCheck {
+		if err := c.checkFiles(cfg); err != nil {
+			return err
+		}
 		fmt.Fprintln(stdout, "The configuration is good.")
 		return nil
 	}
@@ -154,9 +164,14 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		versioncollector.NewCollector("btrfs_governor"),
 		reloader,
 	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "this machine"
+	}
 	settings := httpapi.Config{
 		Logger:        logs.Logger,
-		Version:       version.Info(),
+		Version:       version.Version,
+		Host:          host,
 		TelemetryPath: c.telemetryPath,
 		MaxRequests:   int(c.maxRequests),
 		Pools:         exporter,
@@ -173,6 +188,11 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		process = append(process, control.scrubs, control.snapshots, control.actions, control.silencer, control.notifications)
 	}
 	settings.Process = process
+	past, pastTasks, err := newHistory(logs.Logger, control.history, exporter, prometheusURL)
+	if err != nil {
+		return err
+	}
+	settings.History = past
 	handler, err := httpapi.New(settings)
 	if err != nil {
 		return err
@@ -191,6 +211,7 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 
 	level.Info(logs.Logger).Log("msg", "Starting "+programName, "version", version.Info(), "build_context", version.BuildContext())
 	tasks = append(tasks, newHangupTask(reload), systemdTask{logs.Logger})
+	tasks = append(tasks, pastTasks...)
 	for _, l := range listeners {
 		tasks = append(tasks, newServer(l, handler, c.web, logs))
 	}
@@ -201,6 +222,19 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 
 func (c *serveCommand) loadConfig() (*config.Config, error) {
 	return config.Load(c.configFile, !c.configFileGiven)
+}
+
+// checkFiles reads the files that the configuration names, as the start does.
+func (c *serveCommand) checkFiles(cfg *config.Config) error {
+	if c.readOnly || c.recorded != "" {
+		return nil // nothing is sent, and nobody commands
+	}
+	if cfg.API.TokenFile != "" {
+		if _, err := httpapi.ReadToken(cfg.API.TokenFile); err != nil {
+			return err
+		}
+	}
+	return cfg.CheckFiles()
 }
 
 func (c *serveCommand) newExporter(logger log.Logger, client *btrfs.Client) (*collector.Exporter, error) {

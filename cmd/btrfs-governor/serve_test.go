@@ -330,6 +330,8 @@ func TestBadInputIsOneSentence(t *testing.T) {
 	badPassword := file("password.yml", "basic_auth_users: {me: secret}\n")
 	missing := filepath.Join(dir, "missing")
 	recorded := "--path.recorded=" + t.TempDir()
+	badReceiver := file("receiver.yml", receiverWithout(missing))
+	badPeer := file("peer.yml", "alertmanager: {silences: {matchers: [[alertname=a]], alertmanagers: [{url: 'http://localhost:1', http_config: {basic_auth: {password_file: "+missing+"}}}]}}\n")
 
 	for name, tt := range map[string]struct {
 		args []string // after serve --web.listen-address=FREE
@@ -348,6 +350,10 @@ func TestBadInputIsOneSentence(t *testing.T) {
 			badConfig + `:3: unknown key "timeuot" in "scrape" (known keys: timeout)`},
 		"bad config, checked": {[]string{"--config.check", "--config.file=" + badConfig},
 			badConfig + `:3: unknown key "timeuot" in "scrape" (known keys: timeout)`},
+		"missing file of a token, checked": {[]string{"--config.check", "--config.file=" + badReceiver},
+			`notify.receivers: receiver "phone": token_file: open ` + missing + ": no such file or directory"},
+		"missing file of a password, checked": {[]string{"--config.check", "--config.file=" + badPeer},
+			"alertmanager.silences.alertmanagers[0].http_config: basic_auth.password_file: no such file or directory"},
 		"missing config": {[]string{"--config.file=" + missing}, "read the configuration: open " + missing + ": no such file or directory"},
 		"bad web config": {[]string{"--web.config.file=" + badWeb},
 			"--web.config.file=" + badWeb + ": yaml: unmarshal errors: line 1: field tls_server not found in type web.Config"},
@@ -403,6 +409,51 @@ func TestBadCommandIsOneSentence(t *testing.T) {
 		if status == 0 || stdout != "" || stderr != "btrfs-governor: "+tt.want+"\n" {
 			t.Errorf("%q: got %d, %q, %q, want %q", tt.args, status, stdout, stderr, tt.want)
 		}
+	}
+}
+
+// receiverWithout is a configuration with a receiver whose token is in that file.
+func receiverWithout(tokenFile string) string {
+	return "notify: {receivers: [{name: phone, type: gotify, url: 'http://127.0.0.1:1', token_file: " + tokenFile + "}]}\n"
+}
+
+// One mistake in the file of a token must not stop the exporter of a machine, and a
+// reload stays strict.
+func TestStartWithAReceiverThatCannotBeUsed(t *testing.T) {
+	dir := t.TempDir()
+	socket, configFile, tokenFile := filepath.Join(dir, "api.sock"), filepath.Join(dir, "config.yml"), filepath.Join(dir, "token")
+	writeFile(t, configFile, receiverWithout(tokenFile))
+	p := startServe(t, 1, []string{"--web.listen-address=127.0.0.1:0", "--config.file=" + configFile, "--state.dir=" + t.TempDir(), "--api.socket=" + socket})
+	if want := "A receiver cannot be used"; !strings.Contains(p.logged(), want) {
+		t.Errorf("the log does not say %q:\n%s", want, p.logged())
+	}
+	if status, body := p.do("POST", "/-/reload"); status != 500 || !strings.Contains(body, "token_file") {
+		t.Errorf("a reload: %d %s", status, body)
+	}
+	const message = `{"version":"4","groupKey":"a","status":"firing","alerts":[{"status":"firing","labels":{"alertname":"a"},"startsAt":"2026-03-07T19:45:57Z","fingerprint":"a1b2c3d4e5f60718"}]}`
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://socket/api/v1/notify/phone", strings.NewReader(message))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := throughSocket(t, socket).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("a notification: %s", resp.Status)
+	}
+	if _, body := p.do("GET", "/metrics"); !strings.Contains(body, "btrfs_governor_notifications_queued{receiver=\"phone\"} 1\n") {
+		t.Error("it does not wait")
+	}
+	writeFile(t, tokenFile, "a-token\n")
+	if status, body := p.do("POST", "/-/reload"); status != 200 {
+		t.Errorf("a reload, mended: %d %s", status, body)
+	}
+	p.signal(syscall.SIGTERM)
+	if status := p.wait(); status != 0 {
+		t.Errorf("exit status %d", status)
 	}
 }
 

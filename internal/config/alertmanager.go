@@ -92,6 +92,11 @@ func (s *Silences) validate() *keyError {
 	if err := settings.Validate(); err != nil {
 		return &keyError{key, "is wrong: " + err.Error()}
 	}
+	for i := range s.Alertmanagers {
+		if bad := validateHTTP(fmt.Sprintf("%s.alertmanagers[%d]", key, i), &s.Alertmanagers[i].HTTPConfig); bad != nil {
+			return bad
+		}
+	}
 	for i, list := range settings.Matchers {
 		// What a scrub finds must be heard while it runs.
 		for _, name := range alerts.Names() {

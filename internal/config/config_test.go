@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	promconfig "github.com/prometheus/common/config"
 	"gopkg.in/yaml.v3"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
@@ -109,7 +110,16 @@ func TestGoodFilesParse(t *testing.T) {
 		{Name: "archive", Pools: []string{"attic", "3F2C1A52-8C1E-4B7E-9D53-0A4F5B6C7D8E"}, Cron: "0 3 1-7 * SUN", Limit: 1 << 20},
 		{Name: "attic", Pools: []string{"attic"}, Cron: "@monthly", ReadOnly: true},
 	}
+	merge := Default()
+	hook := AlertAction{Name: "lights", Match: []string{`severity = "critical"`}, Action: "webhook", URL: "https://lights.example.org/hook", CoolDown: defaultCoolDown}
+	siren := hook
+	siren.Name, siren.CoolDown = "siren", Duration(time.Hour)
+	merge.Alertmanager.Actions = []AlertAction{hook, siren}
+	merge.Notify.Receivers = []NotifyReceiver{
+		{Name: "phone", Type: "ntfy", URL: hook.URL, Topic: "attic"}, {Name: "tablet", Type: "gotify", URL: hook.URL, Token: "a"},
+	}
 	want := map[string]*Config{
+		"merge.yml":     merge,
 		"full.yml":      full,
 		"anchors.yml":   anchors,
 		"flow.yml":      exclude("json"),
@@ -448,6 +458,49 @@ func TestHTTPConfig(t *testing.T) {
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusTemporaryRedirect {
 		t.Errorf("got %s", resp.Status)
+	}
+}
+
+func TestWhatGoesInTheClearIsNamed(t *testing.T) {
+	c, err := Parse("config.yml", []byte(`
+alertmanager:
+  actions:
+    - {name: a, match: [a=b], action: scrub}
+    - {name: b, match: [a=b], action: webhook, url: 'http://lights.example.org'}
+    - {name: c, match: [a=b], action: webhook, url: 'http://lights.example.org', http_config: {basic_auth: {username: a, password: b}}}
+  silences:
+    matchers: [['alertname = "Other"']]
+    alertmanagers:
+      - {url: 'http://localhost:9093', http_config: {authorization: {credentials: a}}}
+      - {url: 'http://alerts.example.org', http_config: {authorization: {credentials_file: a}}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := c.InTheClear(), []string{"alertmanager.actions[2]", "alertmanager.silences.alertmanagers[1]"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// What is written once can be used again, and what is nearer counts.
+func TestHTTPConfigThatIsMergedFromOthers(t *testing.T) {
+	c, err := Load("testdata/good/merge.yml", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, second := c.Alertmanager.Actions[0].HTTPConfig.Config(), c.Alertmanager.Actions[1].HTTPConfig.Config()
+	phone, tablet := c.Notify.Receivers[0].HTTPConfig.Config(), c.Notify.Receivers[1].HTTPConfig.Config()
+	if a := first.BasicAuth; a.Username != "nas" || a.Password != "a" || !first.EnableHTTP2 || first.TLSConfig.MinVersion != promconfig.TLSVersions["TLS12"] {
+		t.Errorf("the first is %+v", first)
+	}
+	if a := second.BasicAuth; a.Username != "other" || a.Password != "" || second.EnableHTTP2 || second.TLSConfig != first.TLSConfig || second.ProxyURL.Port() != "3128" {
+		t.Errorf("the second is %+v", second)
+	}
+	if phone.BasicAuth.Password != "a" || phone.TLSConfig != first.TLSConfig {
+		t.Errorf("that of the phone is %+v", phone)
+	}
+	if h := tablet.HTTPHeaders.Headers["X-One"]; len(h.Secrets) != 1 || h.Secrets[0] != "a" || tablet.TLSConfig.ServerName != "https://lights.example.org/hook" {
+		t.Errorf("that of the tablet is %+v", tablet)
 	}
 }
 

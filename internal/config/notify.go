@@ -45,7 +45,7 @@ func (n *Notify) validate() *keyError {
 		names[c.Name] = true
 		for name, path := range map[string]string{"url_file": c.URLFile, "token_file": c.TokenFile} {
 			if path != "" && !filepath.IsAbs(path) {
-				return &keyError{key + "." + name, fmt.Sprintf("must be an absolute path, not %q", path)}
+				return &keyError{key + "." + name, "must be an absolute path, such as /etc/btrfs-governor/" + strings.TrimSuffix(name, "_file")}
 			}
 		}
 		r := c.receiver()

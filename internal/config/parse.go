@@ -6,12 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
+	promconfig "github.com/prometheus/common/config"
 	"gopkg.in/yaml.v3"
 )
 
@@ -78,6 +79,9 @@ func parse(file string, data []byte) (*Config, map[string]int, error) {
 type decoder struct {
 	file  string
 	lines map[string]int // line of each key that was set
+	// quiet is set where a secret may stand in any place, by mistake too: then no
+	// error repeats what stands there.
+	quiet bool
 }
 
 func (d *decoder) errorf(n *yaml.Node, format string, args ...any) error {
@@ -118,29 +122,32 @@ func (d *decoder) syntaxError(err error) error {
 	if slices.ContainsFunc(parserProblems, func(p string) bool { return strings.HasPrefix(problem, p) }) {
 		line++
 	}
+	if strings.HasPrefix(problem, "unknown anchor") {
+		// A password may begin with *.
+		problem = "an alias (*) is of an anchor that there is not; put quotes around text that begins with *"
+	}
 	return &Error{d.file, line, "not valid YAML: " + strings.Join(strings.Fields(problem), " ")}
-}
-
-// nodeDecoder is a value that decodes itself. Files that it names are beside the
-// configuration, in dir, unless their path is absolute.
-type nodeDecoder interface {
-	decodeNode(n *yaml.Node, dir string) error
 }
 
 // decode stores a node in v, the value of the given key. A key without a value
 // keeps its default.
 func (d *decoder) decode(n *yaml.Node, v reflect.Value, key string) error {
-	if n.Kind == yaml.AliasNode {
-		n = n.Alias
-	}
+	n = resolve(n)
 	d.lines[key] = n.Line
-	if node, ok := v.Addr().Interface().(nodeDecoder); ok {
-		if err := node.decodeNode(n, filepath.Dir(d.file)); err != nil {
-			return d.errorf(n, "%s: %s", key, err)
-		}
+	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" {
 		return nil
 	}
-	if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" {
+	switch special := v.Addr().Interface().(type) {
+	case *HTTPClient:
+		return d.decodeHTTP(n, special, key)
+	case *promconfig.URL:
+		return d.decodeURL(n, special, key)
+	case *promconfig.TLSVersion:
+		return d.decodeTLSVersion(n, special, key)
+	case *any: // a claim of OAuth 2
+		if err := n.Decode(special); err != nil {
+			return d.errorf(n, "%s cannot be read", key)
+		}
 		return nil
 	}
 	if text, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
@@ -157,46 +164,190 @@ func (d *decoder) decode(n *yaml.Node, v reflect.Value, key string) error {
 		return d.decodeStruct(n, v, key)
 	case reflect.Slice:
 		return d.decodeSlice(n, v, key)
+	case reflect.Map:
+		return d.decodeMap(n, v, key)
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		return d.decode(n, v.Elem(), key)
 	default:
-		if n.Kind != yaml.ScalarNode {
-			return d.wrongKind(n, key, "a single value")
-		}
-		// Package yaml would cut 1.5 to 1.
-		fraction := v.CanInt() && n.ShortTag() == "!!float"
-		if err := n.Decode(v.Addr().Interface()); err != nil || fraction {
-			return d.errorf(n, "%s: %q is no %s", key, n.Value, v.Kind())
-		}
+		return d.decodeValue(n, v, key)
+	}
+}
+
+func (d *decoder) decodeValue(n *yaml.Node, v reflect.Value, key string) error {
+	if n.Kind != yaml.ScalarNode {
+		return d.wrongKind(n, key, "a single value")
+	}
+	// Package yaml would cut 1.5 to 1.
+	fraction := v.CanInt() && n.ShortTag() == "!!float"
+	// Its own decoding of a type could repeat the value in an error.
+	value := reflect.New(v.Type())
+	if v.Kind() == reflect.String {
+		value = reflect.ValueOf(new(string))
+	}
+	err := n.Decode(value.Interface())
+	switch {
+	case err == nil && !fraction:
+		v.Set(value.Elem().Convert(v.Type()))
 		return nil
+	case d.quiet || v.Kind() == reflect.String: // any text may be a secret
+		return d.errorf(n, "%s must be a %s", key, v.Kind())
+	default:
+		return d.errorf(n, "%s: %q is no %s", key, n.Value, v.Kind())
 	}
 }
 
 func (d *decoder) decodeStruct(n *yaml.Node, v reflect.Value, key string) error {
+	fields := make(map[string]reflect.Value, v.NumField())
+	known, others := addFields(v, fields, nil)
+	return d.eachKey(n, key, func(name, value *yaml.Node) error {
+		field, ok := fields[name.Value]
+		switch {
+		case ok:
+			return d.decode(value, field, join(key, name.Value))
+		case others.IsValid():
+			return d.decodeElement(name, value, others, key)
+		case d.quiet || !plainKey.MatchString(name.Value):
+			return d.errorf(name, "unknown key%s (known keys: %s)", within(key), strings.Join(known, ", "))
+		default:
+			return d.errorf(name, "unknown key %q%s (known keys: %s)", name.Value, within(key), strings.Join(known, ", "))
+		}
+	})
+}
+
+// plainKey is what a key looks like. What does not, such as token:SECRET without a
+// space, is not repeated.
+var plainKey = regexp.MustCompile(`^[-A-Za-z0-9_ ]+$`)
+
+// addFields adds the fields of a struct by the names of their keys, which it
+// returns in their order. A map that takes all other keys is others.
+func addFields(v reflect.Value, fields map[string]reflect.Value, before []string) (known []string, others reflect.Value) {
+	known = before
+	for i := range v.NumField() {
+		name, options, _ := strings.Cut(v.Type().Field(i).Tag.Get("yaml"), ",")
+		switch {
+		case name != "":
+			known = append(known, name)
+			fields[name] = v.Field(i)
+		case options == "inline" && v.Field(i).Kind() == reflect.Map:
+			others = v.Field(i)
+		case options == "inline":
+			known, _ = addFields(v.Field(i), fields, known)
+		}
+	}
+	return known, others
+}
+
+func (d *decoder) decodeMap(n *yaml.Node, v reflect.Value, key string) error {
+	return d.eachKey(n, key, func(name, value *yaml.Node) error { return d.decodeElement(name, value, v, key) })
+}
+
+// decodeElement stores a value in a map.
+func (d *decoder) decodeElement(name, value *yaml.Node, v reflect.Value, key string) error {
+	if v.IsNil() {
+		v.Set(reflect.MakeMap(v.Type()))
+	}
+	element := reflect.New(v.Type().Elem()).Elem()
+	if d.quiet {
+		// Neither does the name of a header belong into an error.
+		key = join(key, fmt.Sprintf("[%d]", v.Len()))
+	} else {
+		key = join(key, name.Value)
+	}
+	if err := d.decode(value, element, key); err != nil {
+		return err
+	}
+	v.SetMapIndex(reflect.ValueOf(name.Value).Convert(v.Type().Key()), element)
+	return nil
+}
+
+// eachKey calls use for each key of a mapping and its value, also for those that
+// are merged into it.
+func (d *decoder) eachKey(n *yaml.Node, key string, use func(name, value *yaml.Node) error) error {
 	if n.Kind != yaml.MappingNode {
 		return d.wrongKind(n, key, "a mapping of keys to values")
 	}
-	var known []string
-	fields := make(map[string]reflect.Value, v.NumField())
-	for i := range v.NumField() {
-		name := v.Type().Field(i).Tag.Get("yaml")
-		known = append(known, name)
-		fields[name] = v.Field(i)
-	}
-	given := make(map[string]int, v.NumField()) // line of each key
+	given := make(map[string]int, len(n.Content)/2) // line of each key
 	for i := 0; i+1 < len(n.Content); i += 2 {
-		name, value := n.Content[i], n.Content[i+1]
-		field, ok := fields[name.Value]
-		if !ok || name.Kind != yaml.ScalarNode {
-			return d.errorf(name, "unknown key %q%s (known keys: %s)", name.Value, within(key), strings.Join(known, ", "))
+		name := resolve(n.Content[i])
+		if name.Kind != yaml.ScalarNode {
+			return d.errorf(n.Content[i], "a key%s must be a word", within(key))
 		}
-		if line, ok := given[name.Value]; ok {
-			return d.errorf(name, "key %q%s is given a second time, after line %d", name.Value, within(key), line)
+		line, twice := given[name.Value]
+		switch {
+		case twice && d.quiet:
+			return d.errorf(n.Content[i], "a key%s is given a second time, after line %d", within(key), line)
+		case twice:
+			return d.errorf(n.Content[i], "key %q%s is given a second time, after line %d", name.Value, within(key), line)
 		}
-		given[name.Value] = name.Line
-		if err := d.decode(value, field, join(key, name.Value)); err != nil {
+		given[name.Value] = n.Content[i].Line
+	}
+	merged, err := d.merged(n, key, nil)
+	if err != nil {
+		return err
+	}
+	for i := 0; i+1 < len(merged); i += 2 {
+		if err := use(merged[i], merged[i+1]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// merged returns the keys of a mapping and their values, and those of the mappings
+// that are merged into it: what is nearer counts
+// (https://yaml.org/type/merge.html). around are the mappings that it is merged
+// into.
+func (d *decoder) merged(n *yaml.Node, key string, around []*yaml.Node) (content []*yaml.Node, err error) {
+	if slices.Contains(around, n) {
+		return nil, d.errorf(n, "a mapping%s is merged into itself", within(key))
+	}
+	around = append(around, n)
+	var sources []*yaml.Node
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		name, value := resolve(n.Content[i]), resolve(n.Content[i+1])
+		switch {
+		case name.ShortTag() != "!!merge":
+			content = append(content, name, n.Content[i+1])
+		case value.Kind == yaml.SequenceNode:
+			sources = append(sources, value.Content...)
+		default:
+			sources = append(sources, value)
+		}
+	}
+	for _, source := range sources {
+		source = resolve(source)
+		if source.Kind != yaml.MappingNode {
+			return nil, d.errorf(source, "what << merges%s must be a mapping", within(key))
+		}
+		more, err := d.merged(source, key, around)
+		if err != nil {
+			return nil, err
+		}
+		for i := 0; i+1 < len(more); i += 2 {
+			if !hasKey(content, more[i].Value) {
+				content = append(content, more[i], more[i+1])
+			}
+		}
+	}
+	return content, nil
+}
+
+func hasKey(content []*yaml.Node, name string) bool {
+	for i := 0; i+1 < len(content); i += 2 {
+		if content[i].Value == name {
+			return true
+		}
+	}
+	return false
+}
+
+// resolve returns what an alias stands for.
+func resolve(n *yaml.Node) *yaml.Node {
+	if n.Kind == yaml.AliasNode {
+		return n.Alias
+	}
+	return n
 }
 
 func (d *decoder) decodeSlice(n *yaml.Node, v reflect.Value, key string) error {

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
 	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
 )
 
 // patience bounds every wait of these tests.
@@ -197,8 +199,8 @@ func TestDemoShowsAPoolAndRemovesIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	before, err := filepath.Glob(filepath.Join(os.TempDir(), "btrfs-governor-demo-[0-9]*"))
-	if err != nil {
+	// The machine has a pool of its own.
+	if _, err := btrfstest.New(t).NewPool(btrfstest.PoolOptions{Sizes: []int64{gib}, Label: "of the machine"}); err != nil {
 		t.Fatal(err)
 	}
 
@@ -232,16 +234,13 @@ func TestDemoShowsAPoolAndRemovesIt(t *testing.T) {
 		`^btrfs_scrape_collector_success\{collector="read",.*\} 1$`,
 	)
 
+	if strings.Contains(exposition, "of the machine") {
+		t.Errorf("a pool of the machine is exported:\n%s", exposition)
+	}
+
 	r.interrupt(syscall.SIGINT)
 	checkContains(t, r.printed(), "^Everything is removed")
 	checkNothingLeft(t, dir, address)
-	after, err := filepath.Glob(filepath.Join(os.TempDir(), "btrfs-governor-demo-[0-9]*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(after) > len(before) {
-		t.Errorf("state directories are left: %v", after)
-	}
 }
 
 func TestDemoInterruptedOnTheWayRemovesWhatThereIs(t *testing.T) {
@@ -265,20 +264,29 @@ func TestDemoShowsHowAnErrorReachesAPhone(t *testing.T) {
 	btrfstest.Require(t)
 	testprogram.Find(t, "prometheus", "prometheus")
 	testprogram.Find(t, "prometheus-alertmanager", "prometheus-alertmanager")
+	testprogram.Find(t, "curl", "curl")
 	path := governor(t)
 	for _, until := range []string{"^How an error reaches", "^A scrub is started", "^End "} {
 		r := start(t, exec.Command(os.Args[0], "-governor", path, "-listen", "127.0.0.1:0", "-stack=on"))
 		r.waitFor(until)
 		mine, programs := runDirs(t, r.cmd.Process.Pid), children(t, r.cmd.Process.Pid)
+		var pools []string
+		for _, dir := range mine {
+			pools = append(pools, poolsBeneath(t, dir)...)
+		}
 		if until == "^End " {
 			checkContains(t, r.printed(),
 				`^It says: 1 errors, 1 corrected, 0 uncorrectable\.$`,
 				`^  \| \[FIRING:\d\] .*BtrfsScrubErrorsCorrected`,
-				`^Alerts +http://127\.0\.0\.1:\d+/alerts`,
+				`^Alerts +curl -s http://127\.0\.0\.1:\d+/api/v1/alerts`,
 			)
 			if len(programs) != 4 {
 				t.Errorf("%d programs run", len(programs))
 			}
+			if len(pools) != 2 {
+				t.Errorf("its pools are %q", pools)
+			}
+			checkCommands(t, r)
 		}
 		r.interrupt(syscall.SIGINT)
 		for _, dir := range mine {
@@ -289,20 +297,68 @@ func TestDemoShowsHowAnErrorReachesAPhone(t *testing.T) {
 				t.Errorf("interrupted after %q, process %d is left", until, pid)
 			}
 		}
+		for _, uuid := range pools {
+			if files, err := filepath.Glob(filepath.Join(scrub.DefaultStatusDir, "*"+uuid+"*")); err != nil || len(files) > 0 {
+				t.Errorf("interrupted after %q, %q are left: %v", until, files, err)
+			}
+		}
+	}
+}
+
+func TestStatusOfTheDemonstrationGoesAndThatOfOthersStays(t *testing.T) {
+	const demo, other = "2d3f6a4e-7b1c-4c59-9b8e-0a1f5d6c7e80", "2d3f6a4e-7b1c-4c59-9b8e-0a1f5d6c7e81"
+	dir := t.TempDir()
+	for _, name := range []string{"scrub.status." + demo, "scrub.progress." + demo, "scrub.status." + other, "scrub.status." + other + "_tmp"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 { // nothing to remove is no error
+		if err := removeStatus(dir, demo, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) != 2 || !strings.Contains(files[0].Name(), other) || !strings.Contains(files[1].Name(), other) {
+		t.Errorf("what is left is %v", files)
+	}
+	dir = filepath.Join(t.TempDir(), "btrfs")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeStatus(dir, demo, false); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); err != nil {
+		t.Errorf("a directory that was there before: %v", err)
+	}
+	if err := removeStatus(dir, demo, true); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("a directory that was not there before is left: %v", err)
 	}
 }
 
 func TestDemoWithoutThePrograms(t *testing.T) {
-	t.Setenv("PATH", t.TempDir())
+	withAptGet(t, "exit 1")
+	in, err := os.Open(os.DevNull) // where nobody can be asked
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
 	var out bytes.Buffer
-	if s, err := findStack(t.Context(), options{stack: stackAuto}, &out); s != nil || err != nil || !strings.Contains(out.String(), "apt-get install prometheus") {
+	if s, err := findStack(t.Context(), options{stack: stackAuto}, t.TempDir(), in, &out); s != nil || err != nil || !strings.Contains(out.String(), "apt-get install prometheus") {
 		t.Errorf("%v, %v: %s", s, err, &out)
 	}
-	if _, err := findStack(t.Context(), options{stack: stackOn}, &out); err == nil || !strings.Contains(err.Error(), "install the packages") {
+	if _, err := findStack(t.Context(), options{stack: stackOn}, t.TempDir(), in, &out); err == nil || !strings.Contains(err.Error(), "install the packages") {
 		t.Errorf("%v", err)
 	}
 	out.Reset()
-	if s, err := findStack(t.Context(), options{stack: stackOff}, &out); s != nil || err != nil || out.Len() > 0 {
+	if s, err := findStack(t.Context(), options{stack: stackOff}, t.TempDir(), in, &out); s != nil || err != nil || out.Len() > 0 {
 		t.Errorf("%v, %v: %s", s, err, &out)
 	}
 }
@@ -322,6 +378,41 @@ func runDirs(t *testing.T, pid int) []string {
 		}
 	}
 	return dirs
+}
+
+// checkCommands checks that the commands that it prints work where somebody pastes
+// them into another terminal.
+func checkCommands(t *testing.T, r *running) {
+	t.Helper()
+	for pattern, want := range map[string]string{
+		`^  (curl -X POST .*)$`: `"kind":"scrub"`,
+		`^Alerts +(curl .*)$`:   "BtrfsScrubErrorsCorrected",
+		`^Notified +(curl .*)$`: "BtrfsScrubErrorsCorrected",
+		`^Look +(curl .*)$`:     "btrfs_pool_free_bytes",
+	} {
+		command := r.waitFor(pattern)[1]
+		said, err := exec.Command("sh", "-c", command).CombinedOutput()
+		if err != nil || !strings.Contains(string(said), want) {
+			t.Errorf("%s: %v\n%s", command, err, said)
+		}
+	}
+}
+
+// poolsBeneath returns the UUIDs of the mounted pools that have their images in a
+// directory.
+func poolsBeneath(t *testing.T, dir string) (uuids []string) {
+	t.Helper()
+	files, err := filepath.Glob("/sys/fs/btrfs/*/devices/*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		uuid := strings.Split(file, "/")[4]
+		if image, err := os.ReadFile(file); err == nil && strings.HasPrefix(string(image), dir) && !slices.Contains(uuids, uuid) {
+			uuids = append(uuids, uuid)
+		}
+	}
+	return uuids
 }
 
 func TestDemoEndsWithItsServer(t *testing.T) {
@@ -420,7 +511,7 @@ func TestDemoWithoutRecordedPoolsIsASentence(t *testing.T) {
 }
 
 func TestServerThatEndsTellsWhy(t *testing.T) {
-	_, err := startServer(t.Context(), options{governor: "/bin/false", listen: "127.0.0.1:0"}, io.Discard, "")
+	_, err := startServer(t.Context(), options{governor: "/bin/false", listen: "127.0.0.1:0"}, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "btrfs-governor ended") {
 		t.Errorf("%v", err)
 	}

@@ -89,7 +89,7 @@ func label(series, name string) string {
 }
 
 // printRecorded shows what df and btrfs-governor say of the recorded pools.
-func printRecorded(ctx context.Context, s *server, out io.Writer) error {
+func printRecorded(ctx context.Context, s *process, out io.Writer) error {
 	m, err := s.scrape(ctx)
 	if err != nil {
 		return err

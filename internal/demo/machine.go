@@ -12,6 +12,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // buildGovernor builds the program where there is none yet.
@@ -43,7 +46,7 @@ func missingForPools(ctx context.Context, out io.Writer) string {
 		return fmt.Sprintf("There are no loop devices here (%v)", err)
 	}
 	control.Close()
-	if err := installPrograms(out); err != nil {
+	if err := installPrograms(ctx, out); err != nil {
 		return fmt.Sprintf("The programs mkfs.btrfs and btrfs are missing (%v)", err)
 	}
 	return ""
@@ -63,7 +66,7 @@ func kernelHasBtrfs(ctx context.Context) bool {
 }
 
 // installPrograms installs btrfs-progs if it is missing.
-func installPrograms(out io.Writer) error {
+func installPrograms(ctx context.Context, out io.Writer) error {
 	// Root's programs may be out of the way of PATH.
 	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin"); err != nil {
 		return err
@@ -80,14 +83,55 @@ func installPrograms(out io.Writer) error {
 		return errors.New("install the package btrfs-progs")
 	}
 	fmt.Fprintln(out, "Installing the missing Debian package btrfs-progs.")
-	for _, args := range [][]string{{"update", "-qq"}, {"install", "-qq", "-y", "--no-install-recommends", "btrfs-progs"}} {
-		cmd := exec.Command("apt-get", args...) // not to be killed half-way
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
-		if text, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("apt-get %s: %w: %s", args[0], err, lastLine(string(text)))
-		}
+	if err := aptGet(ctx, "", "update", "-qq"); err != nil {
+		return err
+	}
+	// Ctrl-C does not leave it half installed: what begins here ends.
+	if err := aptGet(context.WithoutCancel(ctx), "", "install", "-qq", "-y", "--no-install-recommends", "btrfs-progs"); err != nil {
+		return err
 	}
 	return missing()
+}
+
+// aptGet runs apt-get in a directory, until ctx is done. It has a session of its
+// own, so that neither Ctrl-C nor the end of the terminal reaches it and dpkg.
+func aptGet(ctx context.Context, dir string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "apt-get", args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// The programs that download for it too.
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("apt-get %s: %w: %s", args[0], err, lastLine(string(text)))
+	}
+	return nil
+}
+
+// ask asks whoever sits at a terminal. What is not clearly yes is no, and so is
+// Ctrl-C.
+func ask(ctx context.Context, in *os.File, out io.Writer, question string) bool {
+	fmt.Fprintf(out, "%s [y/N] ", question)
+	for ctx.Err() == nil {
+		// Ctrl-C would not end a read, nor a goroutine that waits for one.
+		ready, err := unix.Poll([]unix.PollFd{{Fd: int32(in.Fd()), Events: unix.POLLIN}}, 100)
+		if errors.Is(err, unix.EINTR) || err == nil && ready == 0 {
+			continue
+		}
+		if err != nil {
+			break
+		}
+		// A terminal gives a line at a time (termios(3)).
+		line := make([]byte, 80)
+		n, err := in.Read(line)
+		if err != nil {
+			break
+		}
+		answer := strings.ToLower(strings.TrimSpace(string(line[:n])))
+		return answer == "y" || answer == "yes"
+	}
+	fmt.Fprintln(out)
+	return false
 }
 
 func lastLine(text string) string {

@@ -141,7 +141,7 @@ func (d *demoPool) corruptions() (uint64, error) {
 }
 
 // print shows what three programs say of the free space.
-func (d *demoPool) print(ctx context.Context, s *server, out io.Writer) error {
+func (d *demoPool) print(ctx context.Context, s *process, out io.Writer) error {
 	df, err := dfAvailable(ctx, d.pool.Mountpoint)
 	if err != nil {
 		return err
@@ -186,7 +186,7 @@ How much more can be written to it?
 }
 
 // verify fills the pool and compares.
-func (d *demoPool) verify(ctx context.Context, s *server, out io.Writer) error {
+func (d *demoPool) verify(ctx context.Context, s *process, out io.Writer) error {
 	m, err := s.scrape(ctx)
 	if err != nil {
 		return err

@@ -13,21 +13,18 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 )
 
 const (
 	startPatience = 20 * time.Second
 	stopPatience  = 20 * time.Second
 )
-
-// server is the running btrfs-governor.
-type server struct {
-	*process
-	stateDir string
-}
 
 // process is a program that runs and answers on an address.
 type process struct {
@@ -38,29 +35,31 @@ type process struct {
 	exited  chan struct{} // closed when it has
 }
 
-// startServer starts `btrfs-governor serve` and waits until it is ready. With
-// recorded it serves that directory instead of the machine's pools.
-func startServer(ctx context.Context, o options, out io.Writer, recorded string) (*server, error) {
+// startServer starts a btrfs-governor that only exports, and waits until it is ready.
+func startServer(ctx context.Context, o options, out io.Writer, args ...string) (*process, error) {
 	address, err := chooseAddress(ctx, o.listen, out)
 	if err != nil {
 		return nil, err
 	}
-	stateDir, err := os.MkdirTemp("", "btrfs-governor-demo-")
+	args = append([]string{"serve", "--read-only", "--web.listen-address=" + address, "--log.level=warn"}, args...)
+	return startProcess(ctx, "btrfs-governor", address, o.governor, args...)
+}
+
+// onlyPool is the part of a configuration that leaves out the pools of this machine,
+// but for one. A pool that is mounted later is exported too.
+func onlyPool(uuid string) (string, error) {
+	entries, err := os.ReadDir("/sys/fs/btrfs")
 	if err != nil {
-		return nil, err
+		return "", fmt.Errorf("find the pools of this machine: %w", err)
 	}
-	args := []string{
-		"serve", "--read-only", "--web.listen-address=" + address,
-		"--config.file=/dev/null", "--state.dir=" + stateDir, "--log.level=warn",
+	var others []string
+	for _, e := range entries {
+		// What has another name is no pool.
+		if _, err := btrfs.ParseUUID(e.Name()); err == nil && e.Name() != uuid {
+			others = append(others, strconv.Quote(e.Name()))
+		}
 	}
-	if recorded != "" {
-		args = append(args, "--path.recorded="+recorded)
-	}
-	p, err := startProcess(ctx, "btrfs-governor", address, o.governor, args...)
-	if err != nil {
-		return nil, errors.Join(err, os.RemoveAll(stateDir))
-	}
-	return &server{p, stateDir}, nil
+	return "pools: {exclude: [" + strings.Join(others, ", ") + "]}\n", nil
 }
 
 // startProcess starts a program that serves HTTP on an address, and waits until it
@@ -148,8 +147,8 @@ func (p *process) get(ctx context.Context, path string) (string, error) {
 	return string(body), err
 }
 
-func (s *server) scrape(ctx context.Context) (metrics, error) {
-	text, err := s.get(ctx, "/metrics")
+func (p *process) scrape(ctx context.Context) (metrics, error) {
+	text, err := p.get(ctx, "/metrics")
 	if err != nil {
 		return nil, err
 	}
@@ -157,31 +156,25 @@ func (s *server) scrape(ctx context.Context) (metrics, error) {
 }
 
 // printURLs shows where to look next.
-func (s *server) printURLs(out io.Writer, uuid string) {
+func (p *process) printURLs(out io.Writer, uuid string) {
 	filter := "^btrfs_pool_(free|free_after_balance|statfs_free|stranded|usable)_bytes|^btrfs_metadata_conc"
 	if uuid != "" {
 		filter += "|^btrfs_device_errors_total.*corruption"
 	}
-	fmt.Fprintf(out, "Metrics   http://%s/metrics\n", s.address)
-	fmt.Fprintf(out, "Look      curl -s http://%s/metrics | grep -E '%s'\n", s.address, filter)
+	fmt.Fprintf(out, "Metrics   http://%s/metrics\n", p.address)
+	fmt.Fprintf(out, "Look      curl -s http://%s/metrics | grep -E '%s'\n", p.address, filter)
 	fmt.Fprintf(out, "End       Ctrl-C, which removes everything\n")
 }
 
 // wait serves until ctx is done or the server ends by itself.
-func (s *server) wait(ctx context.Context, out io.Writer) error {
+func (p *process) wait(ctx context.Context, out io.Writer) error {
 	select {
 	case <-ctx.Done():
 		fmt.Fprintln(out)
 		return nil
-	case <-s.exited:
-		return s.failure()
+	case <-p.exited:
+		return p.failure()
 	}
-}
-
-// stop ends the server and removes its directory.
-func (s *server) stop() {
-	s.end()
-	_ = os.RemoveAll(s.stateDir)
 }
 
 // end ends a process.

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,18 +11,18 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/term"
 
 	"github.com/btrfs-governor/btrfs-governor/alerts"
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/scrub/statusfile"
 )
 
 // Values of -stack.
@@ -39,33 +38,33 @@ type stack struct {
 	prometheusPath, alertmanagerPath string
 
 	dir        string
-	token      string
+	pool       string // UUID of the pool that it scrubs
+	firstScrub bool   // of this machine: nobody has made the directory of the status files
 	governor   *process
 	prometheus *process
 	alerts     *process
 	phone      *phone
 }
 
-// findStack finds the programs, and offers to install them. It returns nil where
-// the demonstration goes on without.
-func findStack(ctx context.Context, o options, out io.Writer) (*stack, error) {
+// findStack finds the programs, and offers to download them into dir. It returns nil
+// where the demonstration goes on without.
+func findStack(ctx context.Context, o options, dir string, in *os.File, out io.Writer) (*stack, error) {
 	if o.stack == stackOff {
 		return nil, nil //nolint:nilnil // there is none
 	}
-	s := new(stack)
-	find := func() (err error) {
-		if s.prometheusPath, err = exec.LookPath("prometheus"); err != nil {
-			return err
+	s := &stack{dir: dir}
+	err := s.find("")
+	if err != nil && o.stack == stackAuto && offerStack(ctx, in, out) {
+		fmt.Fprintln(out, "Downloading them.")
+		if err = downloadStack(ctx, dir); err == nil {
+			err = s.find(filepath.Join(dir, "usr/bin"))
 		}
-		// Debian's name, and that of everybody else.
-		if s.alertmanagerPath, err = exec.LookPath("prometheus-alertmanager"); err != nil {
-			s.alertmanagerPath, err = exec.LookPath("alertmanager")
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
 		}
-		return err
-	}
-	err := find()
-	if err != nil && o.stack == stackAuto && offerStack(ctx, out) {
-		err = find()
+		if err != nil {
+			fmt.Fprintf(out, "That failed: %v\n", err)
+		}
 	}
 	switch {
 	case err == nil:
@@ -77,54 +76,56 @@ func findStack(ctx context.Context, o options, out io.Writer) (*stack, error) {
 	return nil, nil //nolint:nilnil // there is none
 }
 
-// offerStack asks whether to install the programs, and does.
-func offerStack(ctx context.Context, out io.Writer) bool {
-	if _, err := exec.LookPath("apt-get"); err != nil || !term.IsTerminal(int(os.Stdin.Fd())) {
+// find finds the programs in a directory, or in those of PATH.
+func (s *stack) find(dir string) (err error) {
+	if s.prometheusPath, err = exec.LookPath(filepath.Join(dir, "prometheus")); err != nil {
+		return err
+	}
+	// Debian's name, and that of everybody else.
+	if s.alertmanagerPath, err = exec.LookPath(filepath.Join(dir, "prometheus-alertmanager")); err != nil {
+		s.alertmanagerPath, err = exec.LookPath(filepath.Join(dir, "alertmanager"))
+	}
+	return err
+}
+
+// offerStack asks whether to download the programs.
+func offerStack(ctx context.Context, in *os.File, out io.Writer) bool {
+	if _, err := exec.LookPath("apt-get"); err != nil || !term.IsTerminal(int(in.Fd())) {
 		return false
 	}
-	fmt.Fprint(out, "Install Prometheus and Alertmanager with apt-get, to see how an error reaches a phone? [y/N] ")
-	answer := make(chan string, 1)
-	go func() { // which ends with the program, if nobody answers
-		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
-		answer <- strings.ToLower(strings.TrimSpace(line))
-	}()
-	select {
-	case <-ctx.Done():
-		return false
-	case line := <-answer:
-		if line != "y" && line != "yes" {
-			return false
+	return ask(ctx, in, out, "Prometheus and Alertmanager would show how an error reaches a phone. Download\ntheir Debian packages (30 MB), to be used from here and not installed?")
+}
+
+// downloadStack downloads the packages and unpacks them into a directory. Installed,
+// they would start daemons on the usual ports, now and with the machine. The
+// programs need nothing but the C library.
+func downloadStack(ctx context.Context, dir string) error {
+	for _, args := range [][]string{{"update", "-qq"}, {"download", "-qq", "prometheus", "prometheus-alertmanager"}} {
+		if err := aptGet(ctx, dir, args...); err != nil {
+			return err
 		}
 	}
-	// The packages would start daemons on the usual ports.
-	install := exec.CommandContext(ctx, "sh", "-c", `
-set -e
-policy=/usr/sbin/policy-rc.d
-if [ ! -e "$policy" ]; then
-	trap 'rm -f "$policy"' EXIT
-	printf '#!/bin/sh\nexit 101\n' >"$policy"
-	chmod 755 "$policy"
-fi
-apt-get install -y --no-install-recommends prometheus prometheus-alertmanager`)
-	install.Stdout, install.Stderr = out, out
-	if err := install.Run(); err != nil {
-		fmt.Fprintf(out, "They could not be installed: %v\n", err)
-		return false
+	packages, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+	if err != nil {
+		return err
 	}
-	return true
+	for _, file := range packages {
+		if _, err := runProgram(ctx, "dpkg-deb", "--extract", file, dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // start starts all, and has an error reach the phone.
 func (s *stack) start(ctx context.Context, rig *btrfstest.Rig, o options, out io.Writer) error {
 	fmt.Fprintln(out, "How an error reaches a phone: Prometheus and Alertmanager start, and a small pool is made.")
-	var err error
-	if s.dir, err = os.MkdirTemp("", "btrfs-governor-demo-"); err != nil {
-		return err
-	}
 	pool, err := rig.NewPool(btrfstest.PoolOptions{Sizes: []int64{gib, gib}, Data: "raid1", Metadata: "raid1", Label: "attic"})
 	if err != nil {
 		return err
 	}
+	_, err = os.Stat(scrub.DefaultStatusDir)
+	s.pool, s.firstScrub = pool.UUID, errors.Is(err, os.ErrNotExist)
 	if err := pool.WriteFile("film.mkv", 64*mib, rand.New(rand.NewPCG(4, 2))); err != nil {
 		return err
 	}
@@ -141,8 +142,8 @@ func (s *stack) start(ctx context.Context, rig *btrfstest.Rig, o options, out io
 	if err := pool.DropCaches(); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "A scrub is started: curl -X POST http://%s/api/v1/pools/attic/scrub\n", s.governor.address)
-	found, err := s.scrub(ctx, pool.UUID)
+	fmt.Fprintf(out, "A scrub is started:\n\n  curl -X POST --unix-socket %s http://localhost%s\n\n", s.socket(), s.scrubPath())
+	found, err := s.scrub(ctx)
 	if err != nil {
 		return err
 	}
@@ -163,18 +164,20 @@ func (s *stack) startPrograms(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	s.token = fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64())
+	config, err := onlyPool(s.pool)
+	if err != nil {
+		return err
+	}
 	stateDir := filepath.Join(s.dir, "state")
 	if err := os.Mkdir(stateDir, 0o700); err != nil {
 		return err
 	}
 	files := map[string]string{
-		"state/token": s.token + "\n",
-		"config.yml": fmt.Sprintf(`
+		"config.yml": config + fmt.Sprintf(`
 notify:
   receivers:
-    - {name: phone, type: ntfy, url: "http://%s", topic: attic}
-`, s.phone.address),
+    - {name: phone, type: ntfy, url: "http://%s", topic: attic, token: "%s"}
+`, s.phone.address, s.phone.token),
 		alerts.FileName: string(rules),
 		"prometheus.yml": fmt.Sprintf(`
 global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}
@@ -199,7 +202,7 @@ receivers:
 	}
 	in := func(name string) string { return filepath.Join(s.dir, name) }
 	s.governor, err = startProcess(ctx, "btrfs-governor", governor, o.governor, "serve", "--web.listen-address="+governor,
-		"--config.file="+in("config.yml"), "--state.dir="+stateDir, "--api.socket=", "--log.level=warn")
+		"--config.file="+in("config.yml"), "--state.dir="+stateDir, "--api.socket="+s.socket(), "--log.level=warn")
 	if err != nil {
 		return err
 	}
@@ -226,16 +229,24 @@ func freeAddresses(ctx context.Context, n int) (addresses []string, err error) {
 	return addresses, nil
 }
 
-// scrub scrubs a pool and returns what the scrub said at its end.
-func (s *stack) scrub(ctx context.Context, pool string) (reason string, err error) {
-	target := "http://" + s.governor.address + "/api/v1/pools/" + url.PathEscape(pool) + "/scrub"
+// socket takes commands of who made it, without a token.
+func (s *stack) socket() string { return filepath.Join(s.dir, "api.sock") }
+
+func (s *stack) scrubPath() string { return "/api/v1/pools/" + s.pool + "/scrub" }
+
+// scrub scrubs the pool and returns what the scrub said at its end.
+func (s *stack) scrub(ctx context.Context) (reason string, err error) {
+	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", s.socket())
+	}}
+	defer transport.CloseIdleConnections()
+	client := &http.Client{Transport: transport}
 	ask := func(method string) (state, reason string, err error) {
-		r, err := http.NewRequestWithContext(ctx, method, target, http.NoBody)
+		r, err := http.NewRequestWithContext(ctx, method, "http://localhost"+s.scrubPath(), http.NoBody)
 		if err != nil {
 			return "", "", err
 		}
-		r.Header.Set("Authorization", "Bearer "+s.token)
-		answer, err := http.DefaultClient.Do(r)
+		answer, err := client.Do(r)
 		if err != nil {
 			return "", "", err
 		}
@@ -270,11 +281,14 @@ func (s *stack) scrub(ctx context.Context, pool string) (reason string, err erro
 
 // printURLs shows where to look.
 func (s *stack) printURLs(out io.Writer) {
-	fmt.Fprintf(out, "Alerts    http://%s/alerts (Prometheus), http://%s (Alertmanager)\n", s.prometheus.address, s.alerts.address)
+	// Debian's have no pages, or need more packages for them.
+	fmt.Fprintf(out, "Alerts    curl -s http://%s/api/v1/alerts\n", s.prometheus.address)
+	fmt.Fprintf(out, "Notified  curl -s http://%s/api/v2/alerts\n", s.alerts.address)
 }
 
-// end ends what was started, in any state.
-func (s *stack) end() {
+// end ends what was started, in any state. What is in its directory goes with the
+// rig.
+func (s *stack) end() error {
 	for _, p := range []*process{s.prometheus, s.alerts, s.governor} {
 		if p != nil {
 			p.end()
@@ -283,105 +297,28 @@ func (s *stack) end() {
 	if s.phone != nil {
 		s.phone.close()
 	}
-	if s.dir != "" {
-		_ = os.RemoveAll(s.dir)
+	if s.pool == "" {
+		return nil
 	}
+	return removeStatus(scrub.DefaultStatusDir, s.pool, s.firstScrub)
 }
 
-// phone is a server that takes what an ntfy server would, and prints it.
-type phone struct {
-	address string
-	server  *http.Server
-	served  chan struct{}
-	out     io.Writer
-
-	mu    sync.Mutex
-	heard strings.Builder
-	news  chan struct{} // gets a value with each notification
-}
-
-func newPhone(ctx context.Context, out io.Writer) (*phone, error) {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+// removeStatus removes what the daemon has written for `btrfs scrub status`, of one
+// pool, and the directory too if it was not there before.
+func removeStatus(dir, pool string, madeDir bool) error {
+	uuid, err := btrfs.ParseUUID(pool)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	p := &phone{address: l.Addr().String(), out: out, served: make(chan struct{}), news: make(chan struct{}, 1)}
-	p.server = &http.Server{Handler: p, ReadHeaderTimeout: 10 * time.Second}
-	go func() {
-		defer close(p.served)
-		_ = p.server.Serve(l) // until close
-	}()
-	return p, nil
-}
-
-func (p *phone) close() {
-	_ = p.server.Close()
-	<-p.served
-}
-
-// ServeHTTP implements http.Handler.
-func (p *phone) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method == http.MethodGet {
-		return // what it has, which is nothing
-	}
-	var sent struct{ Title, Message string }
-	if err := json.NewDecoder(io.LimitReader(r.Body, 1<<20)).Decode(&sent); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	p.mu.Lock()
-	fmt.Fprintf(p.out, "\n  +-- phone %s\n", strings.Repeat("-", 60))
-	for line := range strings.Lines(sent.Title + "\n" + sent.Message) {
-		for _, part := range wrap(strings.TrimRight(line, "\n"), 68) {
-			fmt.Fprintf(p.out, "  | %s\n", part)
+	// The socket and the temporary file are there only if the daemon was killed.
+	name := statusfile.Path(dir, uuid)
+	for _, path := range []string{name, name + "_tmp", statusfile.SocketPath(dir, uuid)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
 	}
-	fmt.Fprintf(p.out, "  +%s\n\n", strings.Repeat("-", 70))
-	p.heard.WriteString(sent.Title + "\n" + sent.Message + "\n")
-	p.mu.Unlock()
-	select {
-	case p.news <- struct{}{}:
-	default:
+	if madeDir {
+		_ = os.Remove(dir) // it stays if others use it by now
 	}
-	w.Header().Set("Content-Type", "application/json")
-	fmt.Fprint(w, `{"id":"demo"}`)
-}
-
-// notificationPatience is how long a notification may take.
-const notificationPatience = time.Minute
-
-// waitFor waits until a notification holds a text.
-func (p *phone) waitFor(ctx context.Context, text string) error {
-	ctx, cancel := context.WithTimeout(ctx, notificationPatience)
-	defer cancel()
-	for {
-		p.mu.Lock()
-		heard := strings.Contains(p.heard.String(), text)
-		p.mu.Unlock()
-		if heard {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("no notification of %s came: %w", text, ctx.Err())
-		case <-p.news:
-		}
-	}
-}
-
-// wrap breaks a line between words.
-func wrap(line string, width int) []string {
-	var lines []string
-	current := ""
-	for _, word := range strings.Fields(line) {
-		if current != "" && len(current)+1+len(word) > width {
-			lines = append(lines, current)
-			current = ""
-		}
-		if current != "" {
-			current += " "
-		}
-		current += word
-	}
-	return append(lines, current)
+	return nil
 }

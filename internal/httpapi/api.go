@@ -43,6 +43,7 @@ func routes() []route {
 		{"GET", "/api/v1/pools", false, (*api).listPools},
 		{"GET", "/api/v1/pools/{pool}", false, (*api).showPool},
 		{"GET", "/api/v1/pools/{pool}/capacity", false, (*api).showCapacity},
+		{"GET", "/api/v1/pools/{pool}/history", false, (*api).showHistory},
 		{"GET", "/api/v1/pools/{pool}/scrub", false, (*api).showScrub},
 		{"POST", "/api/v1/pools/{pool}/scrub", true, (*api).startScrub},
 		{"DELETE", "/api/v1/pools/{pool}/scrub", true, (*api).cancelScrub},
@@ -327,32 +328,43 @@ const (
 	eventTimeout = 30 * time.Second
 )
 
+// eventWriter writes a stream of server-sent events.
+type eventWriter struct {
+	w       http.ResponseWriter
+	control *http.ResponseController
+}
+
+// newEventWriter begins a stream.
+func newEventWriter(w http.ResponseWriter) *eventWriter {
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(http.StatusOK)
+	return &eventWriter{w, http.NewResponseController(w)}
+}
+
+// write sends events, and tells whether somebody took them.
+func (e *eventWriter) write(events []byte) bool {
+	if err := e.control.SetWriteDeadline(time.Now().Add(eventTimeout)); err != nil {
+		return false
+	}
+	if _, err := e.w.Write(events); err != nil {
+		return false
+	}
+	return e.control.Flush() == nil
+}
+
 // streamEvents sends the events from now on, as server-sent events. A client
 // that falls behind loses the oldest: their ids are then missing.
 func (a *api) streamEvents(w http.ResponseWriter, r *http.Request) error {
 	if err := noParameters(w, r); err != nil {
 		return err
 	}
-	control := http.NewResponseController(w)
 	seesFiles := a.seesFiles(r)
 	events, stop := a.cfg.Jobs.Subscribe()
 	defer stop()
-	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(http.StatusOK)
-	if r.Method == http.MethodHead {
-		return nil
-	}
-	send := func(format string, args ...any) bool {
-		if err := control.SetWriteDeadline(time.Now().Add(eventTimeout)); err != nil {
-			return false
-		}
-		if _, err := fmt.Fprintf(w, format, args...); err != nil {
-			return false
-		}
-		return control.Flush() == nil
-	}
-	if !send(": events follow\n\n") {
+	send := newEventWriter(w)
+	if r.Method == http.MethodHead || !send.write([]byte(": events follow\n\n")) {
 		return nil
 	}
 	beat := time.NewTicker(heartbeat)
@@ -365,7 +377,7 @@ func (a *api) streamEvents(w http.ResponseWriter, r *http.Request) error {
 		case <-a.cfg.Stopping:
 			return nil
 		case <-beat.C:
-			ok = send(": still here\n\n")
+			ok = send.write([]byte(": still here\n\n"))
 		case e := <-events:
 			if !seesFiles {
 				e.Data = eventWithoutFiles(e.Data)
@@ -374,7 +386,7 @@ func (a *api) streamEvents(w http.ResponseWriter, r *http.Request) error {
 			if err != nil {
 				continue
 			}
-			ok = send("id: %d\nevent: %s\ndata: %s\n\n", e.ID, e.Type, data)
+			ok = send.write(fmt.Appendf(nil, "id: %d\nevent: %s\ndata: %s\n\n", e.ID, e.Type, data))
 		}
 		if !ok {
 			return nil

@@ -136,6 +136,13 @@ func (f *fakeScrubs) status(pool btrfs.UUID) scrub.Status {
 	return s
 }
 
+// forget makes all pools ones that were never scrubbed.
+func (f *fakeScrubs) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.running)
+}
+
 func (f *fakeScrubs) asked() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -146,6 +153,10 @@ func (f *fakeScrubs) asked() []string {
 type fakeSnapshots struct {
 	*fakeScrubs
 	end job.State // of its jobs
+}
+
+func (f *fakeSnapshots) Overview(btrfs.UUID) (snapshot.Overview, bool) {
+	return snapshot.Overview{}, false
 }
 
 func (f *fakeSnapshots) begin(what, kind string, pool btrfs.UUID, requester string, result snapshot.Result) (job.Job, error) {

@@ -30,3 +30,12 @@ func DecodeScrub(w http.ResponseWriter, r *http.Request) (scrub.Options, bool, e
 	}
 	return p.scrubOptions(time.Unix(1.8e9, 0))
 }
+
+// SessionLength is for how long a session is good.
+const SessionLength = sessionLength
+
+// NewSession makes a session.
+func (t *Token) NewSession(end time.Time) string { return t.newSession(end) }
+
+// HasSession tells whether a session is good.
+func (t *Token) HasSession(session string, now time.Time) bool { return t.hasSession(session, now) }

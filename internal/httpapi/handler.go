@@ -7,23 +7,26 @@ import (
 	"fmt"
 	"net/http"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/go-kit/log"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/exporter-toolkit/web"
 
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 )
 
 // Config is what the handler needs. All of it must be set, except for
-// MaxRequests and Process.
+// MaxRequests, Process and History.
 type Config struct {
 	Logger log.Logger
-	// Version is what the status page shows.
+	// Version is what the status page shows, likewise Host.
 	Version string
+	Host    string
 	// TelemetryPath is the path of the exposition; see CheckTelemetryPath.
 	TelemetryPath string
 	// MaxRequests is how many scrapes are answered at once; 0 is no limit.
@@ -38,6 +41,9 @@ type Config struct {
 	Ready func() bool
 	// Reload reads the configuration again.
 	Reload func() error
+
+	// History is what the pools held; nil where nothing of it is kept.
+	History History
 
 	// Jobs are those of the runners.
 	Jobs *job.Store
@@ -62,12 +68,25 @@ type PoolCollectors interface {
 	Pools() ([]collector.PoolReading, error)
 }
 
+// History is what the pools held, see history.Store and history.Prometheus. It
+// answers at once.
+type History interface {
+	// Samples returns at most so many samples of a pool from a time on, the oldest
+	// first: of each part of that time the last.
+	Samples(pool btrfs.UUID, since time.Time, most int) []history.Sample
+	// Forecast is false where there is none: with less than a day of samples, or
+	// none of late.
+	Forecast(pool btrfs.UUID) (history.Forecast, bool)
+}
+
 // CheckTelemetryPath returns why a path cannot be that of the exposition.
 func CheckTelemetryPath(p string) error {
 	switch {
 	case !strings.HasPrefix(p, "/") || path.Clean(p) != p || strings.ContainsAny(p, "{}?#% "):
 		return fmt.Errorf("%q is no plain absolute path such as /metrics", p)
-	case p == "/" || p == "/-" || strings.HasPrefix(p, "/-/") || p == "/api" || strings.HasPrefix(p, "/api/"):
+	case p == "/" || slices.ContainsFunc(append([]string{"/-", "/api"}, pagePaths...), func(taken string) bool {
+		return p == taken || strings.HasPrefix(p, taken+"/")
+	}):
 		return fmt.Errorf("%q is taken; choose another path such as /metrics", p)
 	}
 	return nil
@@ -79,29 +98,16 @@ func New(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	landing, err := web.NewLandingPage(web.LandingConfig{
-		Name:        "btrfs-governor",
-		Description: "Prometheus exporter for btrfs pools",
-		Version:     cfg.Version,
-		Profiling:   "false",
-		Links: []web.LandingLinks{
-			{Address: cfg.TelemetryPath, Text: "Metrics", Description: "what Prometheus scrapes"},
-			{Address: "/-/healthy", Text: "Healthy", Description: "whether the daemon runs"},
-			{Address: "/-/ready", Text: "Ready", Description: "whether it can be scraped"},
-			{Address: "/api/v1/pools", Text: "Pools", Description: "the pools as JSON"},
-			{Address: "/api/v1/openapi.json", Text: "API", Description: "what can be asked and commanded"},
-		},
-	})
+	a := &api{cfg}
+	status, err := newPage(a)
 	if err != nil {
-		return nil, fmt.Errorf("make the status page: %w", err)
+		return nil, err
 	}
-
 	mux := http.NewServeMux()
-	mux.Handle("GET /{$}", landing)
+	status.register(mux)
 	mux.Handle("GET "+cfg.TelemetryPath, metrics)
 	mux.Handle("GET /-/healthy", healthy())
 	mux.Handle("GET /-/ready", ready(cfg.Ready))
-	a := &api{cfg}
 	mux.Handle("POST /-/reload", a.reload())
 	a.register(mux)
 

@@ -5,12 +5,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
 	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
 )
 
 // poolView is a pool as the API shows it. Sizes are bytes; what is unknown is
@@ -179,18 +181,96 @@ func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
 		return problemf(http.StatusServiceUnavailable, "The capacity of pool %s is not known: %v.", reading.UUID, reading.Err)
 	}
 	answer := struct {
-		UUID   btrfs.UUID    `json:"uuid"`
-		Now    *capacityView `json:"now"`
-		WhatIf *capacityView `json:"what_if,omitempty"`
-	}{UUID: reading.UUID, Now: newCapacityView(reading.Facts.Report)}
+		UUID     btrfs.UUID    `json:"uuid"`
+		Now      *capacityView `json:"now"`
+		WhatIf   *capacityView `json:"what_if,omitempty"`
+		Forecast *forecastView `json:"forecast,omitempty"`
+	}{UUID: reading.UUID, Now: newCapacityView(reading.Facts.Report), Forecast: a.forecast(reading.UUID)}
 	if len(changes) > 0 {
-		report, err := capacity.WhatIf(reading.Facts.Pool, reading.Facts.Layout, changes...)
+		report, _, err := capacity.WhatIf(reading.Facts.Pool, reading.Facts.Layout, changes...)
 		if err != nil {
 			return problemf(http.StatusUnprocessableEntity, "That cannot be worked out: %v.", err)
 		}
 		answer.WhatIf = newCapacityView(report)
 	}
 	writeJSON(w, http.StatusOK, answer)
+	return nil
+}
+
+// forecastView is when a pool will be full, as of a time.
+type forecastView struct {
+	Time               time.Time          `json:"time"`
+	DaysToFull         btrfs.Opt[float64] `json:"days_to_full,omitzero"`
+	MetadataDaysToFull btrfs.Opt[float64] `json:"metadata_days_to_full,omitzero"`
+	BytesPerDay        btrfs.Opt[float64] `json:"bytes_per_day,omitzero"`
+	Full               time.Time          `json:"full,omitzero"`
+	Since              time.Time          `json:"since,omitzero"`
+	Source             history.Source     `json:"source"`
+}
+
+// forecast is nil where there is none.
+func (a *api) forecast(pool btrfs.UUID) *forecastView {
+	if a.cfg.History == nil {
+		return nil
+	}
+	f, ok := a.cfg.History.Forecast(pool)
+	if !ok {
+		return nil
+	}
+	return &forecastView{
+		Time: f.Time, DaysToFull: f.DaysToFull, MetadataDaysToFull: f.MetadataDaysToFull, BytesPerDay: f.BytesPerDay,
+		Full: f.Full(), Since: f.Since, Source: f.Source,
+	}
+}
+
+// sampleView is what a pool held at a time, in bytes.
+type sampleView struct {
+	Time         time.Time         `json:"time"`
+	Used         btrfs.Opt[uint64] `json:"used_bytes,omitzero"`
+	Free         btrfs.Opt[uint64] `json:"free_bytes,omitzero"`
+	FreeExpected btrfs.Opt[uint64] `json:"free_expected_bytes,omitzero"`
+	MetadataFree btrfs.Opt[uint64] `json:"metadata_free_bytes,omitzero"`
+	StatfsFree   btrfs.Opt[uint64] `json:"statfs_free_bytes,omitzero"`
+}
+
+// Bounds of an answer with a history.
+const (
+	maxSamples  = 400
+	defaultDays = 90
+	maxDays     = int(history.Span / (24 * time.Hour))
+)
+
+// showHistory answers with what a pool held on the last days.
+func (a *api) showHistory(w http.ResponseWriter, r *http.Request) error {
+	p, err := readParameters(w, r)
+	if err != nil {
+		return err
+	}
+	days := defaultDays
+	if text, given := p.text("days"); given {
+		if days, err = strconv.Atoi(text); err != nil || days < 1 || days > maxDays {
+			p.fail("days", "must be a number of days from 1 to %d, not %q", maxDays, text)
+		}
+	}
+	if err := p.done(); err != nil {
+		return err
+	}
+	reading, err := a.findPool(r.PathValue("pool"))
+	if err != nil {
+		return err
+	}
+	if a.cfg.History == nil {
+		return problemf(http.StatusForbidden, "The daemon keeps no history: start it without --read-only, or name a Prometheus with --prometheus.url.")
+	}
+	samples := a.cfg.History.Samples(reading.UUID, time.Now().AddDate(0, 0, -days), maxSamples)
+	views := make([]sampleView, len(samples))
+	for i, s := range samples {
+		views[i] = sampleView(s)
+	}
+	writeJSON(w, http.StatusOK, struct {
+		UUID    btrfs.UUID   `json:"uuid"`
+		Samples []sampleView `json:"samples"`
+	}{reading.UUID, views})
 	return nil
 }
 

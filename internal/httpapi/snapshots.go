@@ -25,6 +25,7 @@ type Snapshots interface {
 	Wait(ctx context.Context, id string) (job.Job, error)
 	List(ctx context.Context, pool btrfs.UUID, sizes bool) (*snapshot.List, error)
 	Forecast(pool btrfs.UUID, until time.Time) (*snapshot.Forecast, error)
+	Overview(pool btrfs.UUID) (snapshot.Overview, bool)
 	PlanCreate(ctx context.Context, pool btrfs.UUID, o snapshot.CreateOptions) (*snapshot.Plan, error)
 	PlanDelete(ctx context.Context, pool btrfs.UUID, name string) (*snapshot.Plan, error)
 	PlanPrune(ctx context.Context, pool btrfs.UUID) (*snapshot.Plan, error)

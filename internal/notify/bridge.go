@@ -51,6 +51,9 @@ type Bridge struct {
 	lanes    map[string]*lane
 	recent   map[string]recent // by key
 	sequence uint64            // of the last entry
+	// What has no receiver any more is counted here.
+	dropped map[string]uint64 // by its name
+	unknown uint64            // never had one
 }
 
 // Result is what became of a notification.
@@ -80,7 +83,7 @@ var (
 func New(c Config) (*Bridge, error) {
 	b := &Bridge{
 		logger: c.Logger, clock: c.Clock, version: c.Version, changed: make(chan struct{}, 1),
-		lanes: make(map[string]*lane), recent: make(map[string]recent),
+		lanes: make(map[string]*lane), recent: make(map[string]recent), dropped: make(map[string]uint64),
 	}
 	if b.clock == nil {
 		b.clock = systemClock{}
@@ -109,19 +112,43 @@ func (b *Bridge) SetSettings(receivers []Receiver) error {
 // Prepare does of SetSettings what can fail, and changes nothing; use does the
 // rest.
 func (b *Bridge) Prepare(receivers []Receiver) (use func(), err error) {
+	services, err := b.services(receivers)
+	if err != nil {
+		return nil, err
+	}
+	for i := range receivers { // in their order, so that the error is the same each time
+		if err := services[receivers[i].Name].check(); err != nil {
+			return nil, err
+		}
+	}
+	return func() { b.use(services) }, nil
+}
+
+// PrepareStart is Prepare for the first settings, where there are none to stay with.
+// A receiver with a file that cannot be read, or that holds something else, is no
+// error: its notifications wait until that is mended.
+func (b *Bridge) PrepareStart(receivers []Receiver) (use func(), err error) {
+	services, err := b.services(receivers)
+	if err != nil {
+		return nil, err
+	}
+	return func() { b.use(services) }, nil
+}
+
+func (b *Bridge) services(receivers []Receiver) (map[string]*service, error) {
 	services := make(map[string]*service, len(receivers))
 	for i := range receivers {
 		r := &receivers[i]
 		if services[r.Name] != nil {
 			return nil, fmt.Errorf("receiver %.64q: there are two of that name", r.Name)
 		}
-		s, err := r.open(b.version)
+		s, err := r.service(b.version)
 		if err != nil {
 			return nil, err
 		}
 		services[r.Name] = s
 	}
-	return func() { b.use(services) }, nil
+	return services, nil
 }
 
 // use puts services in place.
@@ -140,11 +167,41 @@ func (b *Bridge) use(services map[string]*service) {
 		b.ended(b.disk.end(lines...))
 	}
 	for name, s := range services {
-		if s.inTheClear() {
-			level.Warn(b.logger).Log("msg", "What gives access to a receiver goes over the network unencrypted; use https", "receiver", name)
-		}
+		b.tell(name, s)
 	}
 	b.signal()
+}
+
+// tell logs what somebody should do about a receiver.
+func (b *Bridge) tell(name string, s *service) {
+	switch {
+	case s.closed != nil:
+		level.Error(b.logger).Log("msg", "A receiver cannot be used; its notifications wait until this is mended", "receiver", name, "err", s.closed)
+	case s.inTheClear():
+		level.Warn(b.logger).Log("msg", "What gives access to a receiver goes over the network unencrypted; use https", "receiver", name)
+	}
+}
+
+// reopen opens a service that is closed, and puts it in place unless another one is
+// there by now.
+func (b *Bridge) reopen(name string, closed *service) *service {
+	s := closed.reopened()
+	if s.closed != nil {
+		return s
+	}
+	b.mu.Lock()
+	l := b.lanes[name]
+	current := l != nil && l.service == closed
+	if current {
+		l.service = s
+		l.signal()
+	}
+	b.mu.Unlock()
+	if current {
+		level.Info(b.logger).Log("msg", "A receiver that was closed can be used", "receiver", name)
+		b.tell(name, s)
+	}
+	return s
 }
 
 // replace puts services in place, and returns what waited for those that go.
@@ -158,6 +215,7 @@ func (b *Bridge) replace(services map[string]*service) (dropped map[string][]*en
 		}
 		if len(l.queue) > 0 {
 			dropped[name] = l.queue
+			b.dropped[name] += uint64(len(l.queue))
 		}
 		for _, e := range l.queue {
 			e.ended = true
@@ -204,13 +262,13 @@ func (b *Bridge) signal() {
 	}
 }
 
-// Bounds of what waits for all receivers together. Each has its share, so that one
-// that is dead leaves the others theirs.
+// Bounds of what waits for all receivers together, all of which is in memory. Each
+// has its share, so that one that is dead leaves the others theirs.
 const (
 	maxQueued      = 10_000
-	maxQueuedBytes = 64 << 20
+	maxQueuedBytes = 8 << 20
 	// Shares change with the number of receivers, and what waits does not.
-	hardQueuedBytes = 2 * maxQueuedBytes
+	hardQueuedBytes = maxQueuedBytes * 3 / 2
 )
 
 // Accept takes a message for a receiver. When it returns Queued the notification is
@@ -267,6 +325,7 @@ func (b *Bridge) admit(e *entry, now time.Time) (duplicate bool, err error) {
 	defer b.mu.Unlock()
 	l := b.lanes[e.receiver]
 	if l == nil || l.service == nil {
+		b.unknown++
 		return false, fmt.Errorf("receiver %.64q: %w", e.receiver, ErrUnknownReceiver)
 	}
 	if r, ok := b.recent[e.key]; ok && r.fresh(now) && r.result != Dropped {
@@ -357,6 +416,12 @@ func (b *Bridge) Test(ctx context.Context, name string) error {
 	b.mu.Unlock()
 	if s == nil {
 		return fmt.Errorf("receiver %.64q: %w", name, ErrUnknownReceiver)
+	}
+	if s.closed != nil {
+		s = b.reopen(name, s)
+	}
+	if err := s.check(); err != nil {
+		return err
 	}
 	m := samples()[0]
 	m.Alerts[0].StartsAt = b.clock.Now()

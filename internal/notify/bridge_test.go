@@ -84,6 +84,9 @@ func TestUnknownReceiverIsAnError(t *testing.T) {
 	if err := b.Test(t.Context(), "phone"); !errors.Is(err, notify.ErrUnknownReceiver) {
 		t.Errorf("got %v", err)
 	}
+	if got := metric(t, b, `btrfs_governor_notifications_total{receiver="",result="unknown"}`); got != 1 {
+		t.Errorf("%v are counted, want 1", got)
+	}
 }
 
 func TestWhatWaitsIsSentAfterARestart(t *testing.T) {
@@ -243,7 +246,7 @@ func TestRetryAfterIsObeyedAndBounded(t *testing.T) {
 
 // What a person has to mend is tried seldom, told once, and mended by a reload.
 func TestWhatMustBeMendedWaits(t *testing.T) {
-	for _, code := range []int{401, 403, 404, 301, 302, 307, 308} {
+	for _, code := range []int{401, 403, 404, 405, 407, 411, 421, 301, 302, 307, 308} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			c := newClock()
 			elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -274,7 +277,16 @@ func TestWhatMustBeMendedWaits(t *testing.T) {
 
 func TestRefusalEndsOneNotificationAndNotTheNext(t *testing.T) {
 	s := serve(t, notify.Discord)
-	s.fail = status(1, 400)
+	failed := false
+	s.fail = func(w http.ResponseWriter, r *http.Request) bool {
+		if failed {
+			return false
+		}
+		failed = true
+		w.WriteHeader(400)
+		fmt.Fprintf(w, `{"code":50035,"message":"no: %s"}`, r.URL)
+		return true
+	}
 	b := open(t, t.TempDir(), nil, s.receiver("chat")).start()
 	defer b.stop()
 	b.accept("chat", number(1))
@@ -286,8 +298,57 @@ func TestRefusalEndsOneNotificationAndNotTheNext(t *testing.T) {
 	if got := metric(t, b, `btrfs_governor_notifications_total{receiver="chat",result="refused"}`); got != 1 {
 		t.Errorf("%v refusals are counted, want 1", got)
 	}
-	if !strings.Contains(b.log.String(), "discord answered 400 Bad Request: no: ") || !strings.Contains(b.log.String(), "<secret>") {
+	if !strings.Contains(b.log.String(), "discord answered 400 Bad Request: {") || !strings.Contains(b.log.String(), "<secret>") {
 		t.Errorf("the log does not say why:\n%s", b.log)
+	}
+}
+
+// Only the service itself can say that it never takes a notification.
+func TestWhatIsOnTheWayRefusesNothing(t *testing.T) {
+	for _, test := range []struct {
+		kind notify.Kind
+		code int
+		body string
+		want notify.Result // empty where it waits
+	}{
+		{notify.Ntfy, 400, `{"code":40024,"http":400,"error":"invalid request: title too long"}`, notify.Refused},
+		{notify.Gotify, 400, `{"error":"Bad Request","errorCode":400,"errorDescription":"a field is missing"}`, notify.Refused},
+		{notify.Discord, 400, `{"code":50035,"message":"Invalid Form Body"}`, notify.Refused},
+		{notify.Discord, 400, `{"embeds":["0"]}`, notify.Refused},
+		{notify.Ntfy, 413, `{"code":41303,"http":413,"error":"too large"}`, notify.Refused},
+		{notify.Ntfy, 400, "Client sent an HTTP request to an HTTPS server.\n", ""},
+		{notify.Gotify, 400, "<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>", ""},
+		{notify.Gotify, 400, "", ""},
+		{notify.Gotify, 400, `{"message":"of something else"}`, ""},
+		{notify.Discord, 400, `"no"`, ""},
+		{notify.Discord, 400, `{}`, ""},
+		{notify.Gotify, 413, "<html><title>413 Request Entity Too Large</title></html>", ""},
+		{notify.Discord, 405, `{"code":0,"message":"405: Method Not Allowed"}`, ""},
+	} {
+		t.Run(fmt.Sprintf("%s %d %s", test.kind, test.code, test.body), func(t *testing.T) {
+			c := newClock()
+			s := serve(t, test.kind)
+			s.fail = func(w http.ResponseWriter, _ *http.Request) bool {
+				w.WriteHeader(test.code)
+				fmt.Fprint(w, test.body)
+				return true
+			}
+			b := open(t, t.TempDir(), c, s.receiver("phone")).start()
+			defer b.stop()
+			b.accept("phone", number(1))
+			if test.want != "" {
+				eventually(t, "it is ended", func() bool {
+					return metric(t, b, fmt.Sprintf(`btrfs_governor_notifications_total{receiver="phone",result=%q}`, test.want)) == 1
+				})
+				return
+			}
+			if wait := c.wait(t); wait != 5*time.Minute {
+				t.Errorf("it waits %s, want 5 m", wait)
+			}
+			s.set(func(s *server) { s.fail = nil })
+			c.advance(5 * time.Minute)
+			eventually(t, "it is sent", func() bool { return s.idle(1) })
+		})
 	}
 }
 
@@ -387,7 +448,16 @@ func TestReceiverThatGoesTakesItsQueueAlong(t *testing.T) {
 	if !strings.Contains(b.log.String(), "receiver=old notifications=3") {
 		t.Errorf("the log does not say what was dropped:\n%s", b.log)
 	}
+	dropped := func() float64 {
+		return metric(t, b, `btrfs_governor_notifications_total{receiver="old",result="dropped"}`)
+	}
+	if got := dropped(); got != 3 {
+		t.Errorf("%v are counted as dropped, want 3", got)
+	}
 	must(t, b.SetSettings([]notify.Receiver{s.receiver("old"), s.receiver("phone")}))
+	if got := dropped(); got != 3 {
+		t.Errorf("with the receiver again %v are counted as dropped, want 3", got)
+	}
 	b.start()
 	b.accept("old", number(0)) // was never sent
 	eventually(t, "the others are sent", func() bool { return s.idle(2) })
@@ -414,8 +484,8 @@ func TestQueueIsBounded(t *testing.T) {
 			break
 		}
 	}
-	// A half of 64 MiB, of messages that are cut to 192 KiB.
-	if n < 150 || n > 200 {
+	// A half of 8 MiB, of messages that are cut to 192 KiB.
+	if n < 15 || n > 25 {
 		t.Errorf("%d are taken", n)
 	}
 	b.accept("other", big(0))
@@ -614,7 +684,7 @@ func TestMetricsAreGood(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
-	if n := testutil.CollectAndCount(b); n != 7 {
-		t.Errorf("there are %d series, want 7", n)
+	if n := testutil.CollectAndCount(b); n != 9 {
+		t.Errorf("there are %d series, want 9", n)
 	}
 }

@@ -10,7 +10,10 @@ import (
 
 // Request returns the request that would send a message, as it comes from the disk.
 func Request(r *Receiver, m *alertmanager.Message) (*http.Request, error) {
-	s, err := r.open("1.2.3")
+	s, err := r.service("1.2.3")
+	if err == nil {
+		err = s.check()
+	}
 	if err != nil {
 		return nil, err
 	}

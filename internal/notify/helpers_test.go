@@ -366,11 +366,18 @@ func (l *logText) String() string {
 // open is a Bridge that does not run yet.
 func open(t testing.TB, dir string, c notify.Clock, receivers ...notify.Receiver) *bridge {
 	t.Helper()
+	b := unset(t, dir, c)
+	must(t, b.SetSettings(receivers))
+	return b
+}
+
+// unset is a Bridge that has no settings yet.
+func unset(t testing.TB, dir string, c notify.Clock) *bridge {
+	t.Helper()
 	b := &bridge{t: t, log: &logText{}, done: make(chan error, 1)}
 	var err error
 	b.Bridge, err = notify.New(notify.Config{Logger: log.NewLogfmtLogger(b.log), State: state.NewDir(dir), Clock: c, Version: "1.2.3"})
 	must(t, err)
-	must(t, b.SetSettings(receivers))
 	return b
 }
 

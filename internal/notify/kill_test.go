@@ -42,6 +42,8 @@ func TestMain(m *testing.M) {
 type daemonSettings struct {
 	State string
 	URLs  map[notify.Kind]string
+	// Fill has it take all that its queue holds instead, see fill.
+	Fill bool
 }
 
 // daemon runs a bridge until SIGTERM. It accepts the message whose number is on a
@@ -63,6 +65,9 @@ func daemon(text string) error {
 	}
 	if err := b.SetSettings(receivers); err != nil {
 		return err
+	}
+	if settings.Fill {
+		return errors.Join(fill(b, receivers), b.Close())
 	}
 	done := make(chan error, 1)
 	go func() { done <- b.Run(ctx) }()

@@ -25,8 +25,11 @@ type lane struct {
 	stop     context.CancelFunc // nil before there is a worker
 }
 
-// rejected counts what was not accepted because the queue was full.
-const rejected Result = "rejected"
+// How what was not accepted is counted.
+const (
+	rejected Result = "rejected" // the queue was full
+	unknown  Result = "unknown"  // there is no such receiver
+)
 
 func newLane(b *Bridge, name string) *lane {
 	return &lane{bridge: b, name: name, wake: make(chan struct{}, 1), counts: make(map[Result]uint64)}
@@ -120,7 +123,7 @@ func (l *lane) run(ctx context.Context) {
 	w := &worker{lane: l}
 	defer func() {
 		if w.service != nil {
-			w.service.client.CloseIdleConnections()
+			w.service.close()
 		}
 	}()
 	for ctx.Err() == nil {
@@ -150,8 +153,8 @@ func (w *worker) use(s *service) {
 		return
 	}
 	if w.service != nil {
-		w.service.client.CloseIdleConnections()
-		if s == nil || s.url.Host != w.service.url.Host {
+		w.service.close()
+		if s == nil || s.url == nil || w.service.url == nil || s.url.Host != w.service.url.Host {
 			w.asked = time.Time{}
 		}
 	}
@@ -165,6 +168,10 @@ func (w *worker) attempt(ctx context.Context, e *entry) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	b, logger := w.lane.bridge, w.lane.bridge.logger
+	if w.service.closed != nil {
+		w.reopen(e)
+		return
+	}
 	now := b.clock.Now()
 	if e.unsure && w.service.kind == Ntfy && w.looks < maxLooks {
 		w.looks++
@@ -203,6 +210,14 @@ func (w *worker) attempt(ctx context.Context, e *entry) {
 	default:
 		e.unsure = e.unsure || a.unsure
 		w.fail(e, a)
+	}
+}
+
+// reopen tries to open a service that is closed; the next attempt is with that.
+func (w *worker) reopen(e *entry) {
+	if s := w.lane.bridge.reopen(w.lane.name, w.service); s.closed != nil {
+		w.told = true // when it was put in place
+		w.fail(e, answer{outcome: mend, reason: s.closed.Error()})
 	}
 }
 

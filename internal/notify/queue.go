@@ -179,7 +179,7 @@ func (b *Bridge) load(dir *state.Dir) error {
 		b.disk.size += len(line) + 1
 		if r.Message == nil {
 			if e := queued[r.ID]; e != nil {
-				e.ended = true
+				e.ended, e.line = true, nil
 				known[r.ID].Result = r.Result
 			} else if known[r.ID] == nil && r.Key != "" {
 				known[r.ID] = &r

@@ -5,17 +5,20 @@ package notify
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/prometheus/common/config"
+
+	"github.com/btrfs-governor/btrfs-governor/internal/httpclient"
 )
 
 // Kind is a service.
@@ -166,60 +169,99 @@ func (k Kind) parseURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// service is a receiver with its secrets read, ready to send.
+// service is a receiver, ready to send with its secrets read.
 type service struct {
+	receiver  *Receiver
 	kind      Kind
-	url       *url.URL
 	topic     string
-	token     string
-	client    *http.Client
 	rateLimit int
 	templates templates
 	userAgent string
-	secrets   []string // that no message may show
+
+	// closed says why it could not be opened, and that the rest is not set. Somebody
+	// has to mend what it names.
+	closed  error
+	url     *url.URL
+	token   string
+	client  *http.Client
+	secrets []string // that no message may show
 }
 
-// open reads the files of a receiver and prepares its client.
-func (r *Receiver) open(version string) (*service, error) {
+// Check reports what keeps a receiver from being used, also in the files that it
+// names.
+func (r *Receiver) Check() error {
+	s, err := r.service("")
+	if err != nil {
+		return err
+	}
+	return s.check()
+}
+
+// check reports why a service is closed.
+func (s *service) check() error {
+	if s.closed == nil {
+		return nil
+	}
+	return fmt.Errorf("receiver %q: %w", s.receiver.Name, s.closed)
+}
+
+// service reads the files of a receiver and prepares its client. Where that fails
+// it is closed; the error is for what is wrong with the receiver itself.
+func (r *Receiver) service(version string) (*service, error) {
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
-	s, err := r.openChecked(version)
-	if err != nil {
-		return nil, fmt.Errorf("receiver %q: %w", r.Name, err)
-	}
-	return s, nil
-}
-
-func (r *Receiver) openChecked(version string) (*service, error) {
-	address, err := secret(r.URL, r.URLFile)
-	if err != nil {
-		return nil, fmt.Errorf("url_file: %w", err)
-	}
-	s := &service{kind: r.Kind, topic: string(r.Topic), rateLimit: r.RateLimit, userAgent: "btrfs-governor/" + version}
-	if s.url, err = r.Kind.parseURL(address); err != nil {
-		return nil, fmt.Errorf("url_file: %w", err)
-	}
-	if s.token, err = secret(r.Token, r.TokenFile); err != nil {
-		return nil, fmt.Errorf("token_file: %w", err)
-	}
-	if r.TokenFile != "" && !validToken.MatchString(s.token) {
-		return nil, errors.New("token_file: it must hold one token, of printable characters without spaces")
-	}
+	s := &service{receiver: r, kind: r.Kind, topic: string(r.Topic), rateLimit: r.RateLimit, userAgent: "btrfs-governor/" + version}
 	if s.rateLimit == 0 {
 		s.rateLimit = r.Kind.defaultRateLimit()
 	}
+	var err error
 	if s.templates, err = r.templates(); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("receiver %q: %w", r.Name, err)
+	}
+	s.closed = s.open()
+	return s, nil
+}
+
+// reopened returns a service that is closed as it is with its files read again.
+func (s *service) reopened() *service {
+	again := *s
+	again.closed = again.open()
+	return &again
+}
+
+// open sets what depends on files.
+func (s *service) open() error {
+	r := s.receiver
+	address, err := secret(r.URL, r.URLFile)
+	if err != nil {
+		return fmt.Errorf("url_file: %w", err)
+	}
+	if s.url, err = r.Kind.parseURL(address); err != nil {
+		return fmt.Errorf("url_file: %w", err)
+	}
+	if s.token, err = secret(r.Token, r.TokenFile); err != nil {
+		return fmt.Errorf("token_file: %w", err)
+	}
+	if r.TokenFile != "" && !validToken.MatchString(s.token) {
+		return errors.New("token_file: it must hold one token, of printable characters without spaces")
+	}
+	if err := httpclient.CheckFiles(&r.HTTPClient); err != nil {
+		return fmt.Errorf("http_config: %w", err)
 	}
 	// Where it redirects to is not who was given the secret.
-	settings := r.HTTPClient
-	settings.FollowRedirects = false
-	if s.client, err = config.NewClientFromConfig(settings, "notify"); err != nil {
-		return nil, fmt.Errorf("http_config: %w", err)
+	if s.client, err = httpclient.New(r.HTTPClient, "notify", ""); err != nil {
+		return fmt.Errorf("http_config: %w", err)
 	}
 	s.secrets = r.secretsOf(s)
-	return s, nil
+	return nil
+}
+
+// close ends the connections that wait to be used again.
+func (s *service) close() {
+	if s.client != nil {
+		s.client.CloseIdleConnections()
+	}
 }
 
 // secretsOf returns what must not be shown of a service.
@@ -229,13 +271,7 @@ func (r *Receiver) secretsOf(s *service) []string {
 		path := strings.Trim(s.url.Path, "/")
 		secrets = append(secrets, s.url.String(), s.url.RawQuery, path, path[strings.LastIndexByte(path, '/')+1:])
 	}
-	if a := r.HTTPClient.Authorization; a != nil {
-		secrets = append(secrets, string(a.Credentials))
-	}
-	if a := r.HTTPClient.BasicAuth; a != nil {
-		secrets = append(secrets, string(a.Password))
-	}
-	return append(secrets, string(r.HTTPClient.BearerToken))
+	return secrets
 }
 
 // maxSecretFile bounds what is read of the file of a secret, in bytes.
@@ -266,7 +302,10 @@ func secret(value config.Secret, path string) (string, error) {
 
 // redact takes the secrets out of a text.
 func (s *service) redact(text string) string {
-	for _, secret := range s.secrets {
+	secrets := append(httpclient.Secrets(&s.receiver.HTTPClient), s.secrets...)
+	// The longest first: one may be part of another.
+	slices.SortFunc(secrets, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	for _, secret := range secrets {
 		if len(secret) >= 4 { // a shorter one is part of anything
 			text = strings.ReplaceAll(text, secret, "<secret>")
 		}
@@ -274,9 +313,8 @@ func (s *service) redact(text string) string {
 	return text
 }
 
-// inTheClear reports whether what gives access goes over a network unencrypted.
+// inTheClear reports whether what gives access goes over a network unencrypted. The
+// topic of ntfy does too, and the URL of Discord.
 func (s *service) inTheClear() bool {
-	host := s.url.Hostname()
-	ip := net.ParseIP(host)
-	return s.url.Scheme == "http" && (s.token != "" || s.kind == Discord) && host != "localhost" && (ip == nil || !ip.IsLoopback())
+	return httpclient.InTheClear(s.url, &s.receiver.HTTPClient, s.token != "" || s.kind != Gotify)
 }

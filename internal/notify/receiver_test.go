@@ -1,11 +1,14 @@
 package notify_test
 
 import (
+	"encoding/base64"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/common/config"
 
@@ -99,6 +102,50 @@ func TestSecretsAreReadFromFiles(t *testing.T) {
 	must(t, b.Close())
 }
 
+// A file that is not there yet stops nobody: what is accepted waits for it.
+func TestReceiverWhoseFilesAreMissingWaitsForThem(t *testing.T) {
+	noMoreGoroutines(t)
+	dir, stateDir, c := t.TempDir(), t.TempDir(), newClock()
+	s, healthy := serve(t, notify.Gotify), serve(t, notify.Gotify)
+	address, secret, password := filepath.Join(dir, "url"), filepath.Join(dir, "token"), filepath.Join(dir, "password")
+	r := s.receiver("phone")
+	r.URL, r.URLFile, r.Token, r.TokenFile = "", address, "", secret
+	r.HTTPClient.BasicAuth = &config.BasicAuth{Username: "nas", PasswordFile: password}
+	if err := r.Check(); err == nil || !strings.Contains(err.Error(), "url_file: ") {
+		t.Errorf("a check says %v", err)
+	}
+	b := unset(t, stateDir, c)
+	use, err := b.PrepareStart([]notify.Receiver{r, healthy.receiver("other")})
+	must(t, err)
+	use()
+	b.start()
+	defer b.stop()
+	b.accept("phone", number(1))
+	b.accept("other", number(1))
+	eventually(t, "the other gets it", func() bool { return healthy.idle(1) })
+	told := func() int { return strings.Count(b.log.String(), "level=error") }
+	for _, step := range []struct{ file, content, key string }{
+		{address, s.URL, "url_file"}, {secret, token, "token_file"}, {password, "a-password", "http_config: basic_auth.password_file: no such file"},
+	} {
+		eventually(t, "it waits", func() bool { return c.wait(t) == 5*time.Minute })
+		if err := b.Test(t.Context(), "phone"); err == nil || !strings.Contains(err.Error(), step.key) {
+			t.Errorf("a test says %v, want something of %s", err, step.key)
+		}
+		if err := b.SetSettings([]notify.Receiver{r}); err == nil || !strings.Contains(err.Error(), step.key) {
+			t.Errorf("later settings: %v", err)
+		}
+		must(t, os.WriteFile(step.file, []byte(step.content+"\n"), 0o600))
+		c.advance(5 * time.Minute)
+	}
+	eventually(t, "it is sent", func() bool { return s.idle(1) })
+	if got := metric(t, b, `btrfs_governor_notification_failures_total{receiver="phone"}`); got != 3 {
+		t.Errorf("%v failures are counted, want 3", got)
+	}
+	if told() != 1 || !strings.Contains(b.log.String(), "url_file: ") {
+		t.Errorf("the log is\n%s", b.log)
+	}
+}
+
 func TestTwoReceiversOfOneNameAreAnError(t *testing.T) {
 	b := open(t, t.TempDir(), nil)
 	r := receiver(notify.Gotify, "phone", "https://push.example.org")
@@ -122,11 +169,45 @@ func TestBadSettingsLeaveTheOldOnes(t *testing.T) {
 }
 
 func TestSecretInTheClearIsTold(t *testing.T) {
-	b := open(t, t.TempDir(), nil, receiver(notify.Gotify, "phone", "http://push.example.org"), receiver(notify.Gotify, "other", "http://127.0.0.1:1"))
-	if n := strings.Count(b.log.String(), "unencrypted"); n != 1 || !strings.Contains(b.log.String(), "receiver=phone") {
+	const far = "http://push.example.org"
+	withoutToken := receiver(notify.Ntfy, "topic", far)
+	withoutToken.Token = ""
+	b := open(t, t.TempDir(), nil, receiver(notify.Gotify, "phone", far), withoutToken, receiver(notify.Discord, "chat", far),
+		receiver(notify.Gotify, "other", "http://127.0.0.1:1"), receiver(notify.Ntfy, "safe", "https://push.example.org"))
+	for _, name := range []string{"phone", "topic", "chat"} {
+		if !strings.Contains(b.log.String(), "receiver="+name) {
+			t.Errorf("%s is not told", name)
+		}
+	}
+	if n := strings.Count(b.log.String(), "unencrypted"); n != 3 {
 		t.Errorf("the log is\n%s", b.log)
 	}
 	must(t, b.Close())
+}
+
+// What a service repeats of the request is in no log and no answer.
+func TestSecretsOfTheClientAreNotShown(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "password")
+	must(t, os.WriteFile(file, []byte("of-a-file\n"), 0o600))
+	s := serve(t, notify.Gotify)
+	s.fail = func(w http.ResponseWriter, r *http.Request) bool {
+		http.Error(w, fmt.Sprint(r.Header, " and of-a-file"), http.StatusForbidden)
+		return true
+	}
+	r := s.receiver("phone")
+	r.HTTPClient.BasicAuth = &config.BasicAuth{Username: "nas", PasswordFile: file}
+	r.HTTPClient.HTTPHeaders = &config.Headers{Headers: map[string]config.Header{"A": {Secrets: []config.Secret{"of-a-header"}, Values: []string{"in-the-open"}, Files: []string{file}}}}
+	b := open(t, t.TempDir(), newClock(), r)
+	err := b.Test(t.Context(), "phone")
+	must(t, b.Close())
+	if err == nil || !strings.Contains(err.Error(), "<secret>") {
+		t.Fatalf("got %v", err)
+	}
+	for _, secret := range []string{"of-a-file", "of-a-header", "in-the-open", token, base64.StdEncoding.EncodeToString([]byte("nas:of-a-file"))} {
+		if strings.Contains(err.Error(), secret) {
+			t.Errorf("the answer shows %q: %v", secret, err)
+		}
+	}
 }
 
 func TestMessageWithoutAlertsIsRefused(t *testing.T) {

@@ -153,15 +153,37 @@ func (s *service) judge(resp *http.Response) answer {
 		a.outcome, a.reason = mend, fmt.Sprintf("%s answered %d and redirects elsewhere, which is not followed; put the final address into url", s.kind, code)
 	case code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests:
 		a.outcome = again
-	case code == http.StatusUnauthorized, code == http.StatusForbidden, code == http.StatusNotFound:
+	case code == http.StatusUnauthorized, code == http.StatusForbidden, code == http.StatusNotFound, code == http.StatusMethodNotAllowed,
+		code == http.StatusProxyAuthRequired, code == http.StatusLengthRequired, code == http.StatusMisdirectedRequest:
+		// They say nothing of the message: who sends it, to where, or what is on
+		// the way has to change.
 		a.outcome = mend
-	case code/100 == 4:
+	case code/100 == 4 && s.kind.refuses(body):
 		a.outcome = refused
+	case code/100 == 4:
+		a.outcome = mend
 	default:
 		// What stands before it may have lost the answer.
 		a.outcome, a.unsure = again, true
 	}
 	return a
+}
+
+// refuses reports whether the body of an answer is an error of the service itself.
+// A proxy, or a port that wants https, answers 400 as well and never asked it.
+func (k Kind) refuses(body []byte) bool {
+	var object map[string]json.RawMessage
+	if json.Unmarshal(body, &object) != nil {
+		return false
+	}
+	switch k {
+	case Ntfy: // docs.ntfy.sh/publish/#limitations shows one: {"code":42901,"http":429,"error":…}
+		return object["code"] != nil && object["http"] != nil
+	case Gotify: // gotify.net/api-docs, Error
+		return object["errorCode"] != nil
+	default: // of Discord they may have the names of the wrong fields as keys
+		return len(object) > 0
+	}
 }
 
 // maxRetryAfter bounds how long a service may ask to be left alone.

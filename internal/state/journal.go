@@ -13,9 +13,9 @@ import (
 )
 
 // maxJournal bounds what is read of a journal, in bytes, and maxJournalLine one
-// line of it.
+// line of it. However large a journal is, no more of it than a line is in memory.
 const (
-	maxJournal     = 256 << 20
+	maxJournal     = 64 << 20
 	maxJournalLine = 1 << 20
 )
 
@@ -32,8 +32,9 @@ type Journal struct {
 }
 
 // OpenJournal opens a journal and calls line for each of its lines, the oldest
-// first. One that is not there is empty, and is made by the first Write. Lines that
-// are no JSON, or that line refuses, are left out: then the whole file is copied to NAME.damaged, and the error is
+// first; line keeps none of the bytes that it gets. One that is not there is empty,
+// and is made by the first Write. Lines that are no JSON, or that line refuses, are
+// left out: then the whole file is copied to NAME.damaged, and the error is
 // ErrDamaged; the journal is good all the same.
 func (d *Dir) OpenJournal(name string, line func([]byte) error) (*Journal, error) {
 	file, err := os.OpenFile(d.Path(name), os.O_RDWR, 0)
@@ -52,25 +53,26 @@ func (d *Dir) OpenJournal(name string, line func([]byte) error) (*Journal, error
 	if damaged == nil {
 		return j, nil
 	}
-	err = d.keepCopy(name)
-	if err == nil {
-		err = j.replace(good)
-	}
-	if err != nil {
+	if err := j.leaveOut(good); err != nil {
 		return nil, errors.Join(err, j.Close())
 	}
 	return j, fmt.Errorf("state file %s %w as %s.damaged, but for its good lines: %w", d.Path(name), ErrDamaged, name, damaged)
 }
 
-// read passes all good lines on and returns them, and what is wrong with the
-// first that is not. What follows the last line break was never written whole.
-func (j *Journal) read(line func([]byte) error) (good []byte, damaged, err error) {
-	content := io.LimitReader(j.file.Load(), maxJournal+1)
-	lines := bufio.NewReader(content)
+// span is a part of a file.
+type span struct{ from, to int64 }
+
+// read passes all good lines on and returns where they are, and what is wrong with
+// the first that is not. What follows the last line break was never written whole.
+func (j *Journal) read(line func([]byte) error) (good []span, damaged, err error) {
+	lines := bufio.NewReaderSize(io.LimitReader(j.file.Load(), maxJournal+1), maxJournalLine+1)
 	for n := 1; ; n++ {
-		text, err := lines.ReadBytes('\n')
+		text, length, err := readLine(lines)
+		if j.size+length > maxJournal {
+			return nil, nil, fmt.Errorf("%s is larger than %d bytes", j.dir.Path(j.name), maxJournal)
+		}
 		if errors.Is(err, io.EOF) {
-			if len(text) > 0 {
+			if length > 0 {
 				if err := j.file.Load().Truncate(j.size); err != nil {
 					return nil, nil, err
 				}
@@ -80,33 +82,62 @@ func (j *Journal) read(line func([]byte) error) (good []byte, damaged, err error
 		if err != nil {
 			return nil, nil, err
 		}
-		if j.size += int64(len(text)); j.size > maxJournal {
-			return nil, nil, fmt.Errorf("%s is larger than %d bytes", j.dir.Path(j.name), maxJournal)
-		}
+		from := j.size
+		j.size += length
 		var bad error
 		switch {
-		case len(text) > maxJournalLine:
-			bad = fmt.Errorf("it has %d bytes", len(text))
+		case length > maxJournalLine:
+			bad = fmt.Errorf("it has %d bytes", length)
 		case !json.Valid(text):
 			bad = errors.New("it is no JSON")
 		default:
 			bad = line(bytes.TrimSpace(text))
 		}
-		if bad == nil {
-			good = append(good, text...)
-		} else if damaged == nil {
+		switch last := len(good) - 1; {
+		case bad != nil && damaged == nil:
 			damaged = fmt.Errorf("line %d: %w", n, bad)
+		case bad != nil:
+		case last >= 0 && good[last].to == from:
+			good[last].to = j.size
+		default:
+			good = append(good, span{from, j.size})
 		}
 	}
 }
 
-// keepCopy copies a file to NAME.damaged.
-func (d *Dir) keepCopy(name string) error {
-	data, err := os.ReadFile(d.Path(name))
+// readLine reads one line, which is in the buffer of lines until the next is read,
+// and tells its length. Of one that the buffer does not hold it returns the end.
+func readLine(lines *bufio.Reader) (text []byte, length int64, err error) {
+	for {
+		text, err = lines.ReadSlice('\n')
+		length += int64(len(text))
+		if !errors.Is(err, bufio.ErrBufferFull) {
+			return text, length, err
+		}
+	}
+}
+
+// leaveOut copies the file to NAME.damaged, and has only its good parts stay.
+func (j *Journal) leaveOut(good []span) error {
+	content := j.file.Load()
+	damaged, err := j.dir.replaceFile(j.name+".damaged", func(f *os.File) error {
+		_, err := io.Copy(f, io.NewSectionReader(content, 0, j.size))
+		return err
+	})
+	if damaged != nil {
+		err = errors.Join(err, damaged.Close())
+	}
 	if err != nil {
 		return fmt.Errorf("keep a copy of a damaged state file: %w", err)
 	}
-	return d.WriteFile(name+".damaged", data)
+	return j.replace(func(w io.Writer) error {
+		for _, s := range good {
+			if _, err := io.Copy(w, io.NewSectionReader(content, s.from, s.to-s.from)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // Append is Write and Sync. With an error the values are not there.
@@ -129,18 +160,18 @@ func (j *Journal) Write(values ...any) error {
 	if len(values) == 0 {
 		return nil
 	}
-	text, err := encodeLines(values)
-	if err != nil {
-		return fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err)
-	}
 	file := j.file.Load()
 	if file == nil {
-		return j.replace(text)
+		return j.Rewrite(values)
 	}
-	if _, err := file.WriteAt(text, j.size); err != nil {
+	var text bytes.Buffer
+	if err := encodeLines(&text, values); err != nil {
+		return fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err)
+	}
+	if _, err := file.WriteAt(text.Bytes(), j.size); err != nil {
 		return errors.Join(fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err), file.Truncate(j.size))
 	}
-	j.size += int64(len(text))
+	j.size += int64(text.Len())
 	return nil
 }
 
@@ -161,20 +192,25 @@ func (j *Journal) Sync() error {
 // Rewrite replaces all values, so that a crash leaves the old ones or the new
 // ones.
 func (j *Journal) Rewrite(values []any) error {
-	text, err := encodeLines(values)
-	if err != nil {
-		return fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err)
-	}
-	return j.replace(text)
+	return j.replace(func(w io.Writer) error { return encodeLines(w, values) })
 }
 
-func (j *Journal) replace(text []byte) error {
-	file, err := j.dir.replaceFile(j.name, text)
+// replace puts what write writes in place of the file.
+func (j *Journal) replace(write func(io.Writer) error) error {
+	size := int64(0)
+	file, err := j.dir.replaceFile(j.name, func(f *os.File) error {
+		buffered := bufio.NewWriter(f)
+		err := errors.Join(write(buffered), buffered.Flush())
+		if err == nil {
+			size, err = f.Seek(0, io.SeekCurrent)
+		}
+		return err
+	})
 	if file != nil {
 		if old := j.file.Swap(file); old != nil {
 			_ = old.Close() // nothing of it is needed
 		}
-		j.size = int64(len(text))
+		j.size = size
 	}
 	if err != nil {
 		return fmt.Errorf("write state file %s: %w", j.dir.Path(j.name), err)
@@ -194,17 +230,21 @@ func (j *Journal) Close() error {
 	return nil
 }
 
-func encodeLines(values []any) ([]byte, error) {
-	var text bytes.Buffer
-	encoder := json.NewEncoder(&text)
+// encodeLines writes each value as a line. It has one of them in memory at a time.
+func encodeLines(w io.Writer, values []any) error {
+	var line bytes.Buffer
+	encoder := json.NewEncoder(&line)
 	for _, v := range values {
-		before := text.Len()
+		line.Reset()
 		if err := encoder.Encode(v); err != nil {
-			return nil, err
+			return err
 		}
-		if n := text.Len() - before; n > maxJournalLine {
-			return nil, fmt.Errorf("a value has %d bytes, more than the %d of a line", n, maxJournalLine)
+		if n := line.Len(); n > maxJournalLine {
+			return fmt.Errorf("a value has %d bytes, more than the %d of a line", n, maxJournalLine)
+		}
+		if _, err := line.WriteTo(w); err != nil {
+			return err
 		}
 	}
-	return text.Bytes(), nil
+	return nil
 }

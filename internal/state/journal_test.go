@@ -86,7 +86,8 @@ func TestJournalForgetsAHalfWrittenLine(t *testing.T) {
 func TestJournalLeavesDamagedLinesOut(t *testing.T) {
 	for name, text := range map[string]string{
 		"no JSON": "1\n{[\n2\n", "refused": "1\n-5\n2\n", "zeros": "1\n\x00\x00\x00\n2\n", "empty line": "1\n\n2\n",
-		"long": "1\n" + strings.Repeat("1", maxJournalLine+1) + "\n2\n",
+		"long": "1\n" + strings.Repeat("1", maxJournalLine+1) + "\n2\n", "far too long": "1\n" + strings.Repeat("1", 5*maxJournalLine) + "\n2\n",
+		"several": "1\nx\ny\n2\nz\n",
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := NewDir(t.TempDir())
@@ -107,6 +108,22 @@ func TestJournalLeavesDamagedLinesOut(t *testing.T) {
 				t.Errorf("then: %v, %v", got, err)
 			}
 		})
+	}
+}
+
+// What is beyond the bound must not be taken for a line that was cut off.
+func TestJournalThatIsTooLargeStaysAsItIs(t *testing.T) {
+	dir := NewDir(t.TempDir())
+	const lines = 65
+	line := "1" + strings.Repeat(" ", maxJournalLine-2) + "\n"
+	if err := os.WriteFile(dir.Path("j"), []byte("22\n"+strings.Repeat(line, lines)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := openJournal(t, dir); err == nil || !strings.Contains(err.Error(), "is larger than") {
+		t.Errorf("got %v", err)
+	}
+	if info, err := os.Stat(dir.Path("j")); err != nil || info.Size() != 3+lines*maxJournalLine {
+		t.Errorf("it has %d bytes now, %v", info.Size(), err)
 	}
 }
 

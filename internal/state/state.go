@@ -40,22 +40,25 @@ func (d *Dir) WriteFile(name string, data []byte) error {
 }
 
 func (d *Dir) writeFile(name string, data []byte) error {
-	f, err := d.replaceFile(name, data)
+	f, err := d.replaceFile(name, func(f *os.File) error {
+		_, err := f.Write(data)
+		return err
+	})
 	if f != nil {
 		err = errors.Join(err, f.Close())
 	}
 	return err
 }
 
-// replaceFile also returns the file, open. With an error it is the one that has
-// the name now, or nil where that is still the old one.
-func (d *Dir) replaceFile(name string, data []byte) (*os.File, error) {
+// replaceFile has write write the new content, and also returns the file, open.
+// With an error it is the one that has the name now, or nil where that is still
+// the old one.
+func (d *Dir) replaceFile(name string, write func(*os.File) error) (*os.File, error) {
 	f, err := os.CreateTemp(d.path, "."+name+".tmp-*") // 0600
 	if err != nil {
 		return nil, err
 	}
-	_, err = f.Write(data)
-	if err == nil {
+	if err = write(f); err == nil {
 		err = f.Sync()
 	}
 	if err == nil {

@@ -1,0 +1,498 @@
+package httpapi
+
+import (
+	"bytes"
+	"cmp"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/go-kit/log/level"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
+	"github.com/btrfs-governor/btrfs-governor/internal/job"
+	"github.com/btrfs-governor/btrfs-governor/internal/web"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
+)
+
+// page is the status page.
+type page struct {
+	*api
+	renderer *web.Renderer
+	readings *readings
+	live     *live
+	// whatIfs holds a value for each what-if that is being worked out: they cost
+	// time of the processor, and anybody may ask.
+	whatIfs chan struct{}
+}
+
+// maxPools is how many pools the first page shows in full; with more it has a
+// table of them only.
+const maxPools = 8
+
+func newPage(a *api) (*page, error) {
+	renderer, err := web.NewRenderer()
+	if err != nil {
+		return nil, fmt.Errorf("make the status page: %w", err)
+	}
+	p := &page{
+		api: a, renderer: renderer, whatIfs: make(chan struct{}, 2),
+		readings: &readings{pools: a.cfg.Pools, now: time.Now},
+	}
+	p.live = newLive(p.sections, a.cfg.Jobs, a.cfg.Stopping)
+	return p, nil
+}
+
+// pagePaths are the paths of the page, none of which can be that of the exposition.
+var pagePaths = []string{"/pools", "/assets", "/live", "/session"}
+
+func (p *page) register(mux *http.ServeMux) {
+	mux.HandleFunc("GET /{$}", p.showAll)
+	mux.HandleFunc("GET /pools/{pool}", p.showOne)
+	mux.HandleFunc("GET /pools/{pool}/what-if", p.showAnswer)
+	mux.HandleFunc("POST /pools/{pool}/{action}", p.act)
+	mux.HandleFunc("POST /session", p.beginSession)
+	mux.HandleFunc("POST /session/end", p.endSession)
+	mux.HandleFunc("GET /live", p.stream)
+	for _, asset := range p.renderer.Assets() {
+		mux.HandleFunc("GET "+asset.Path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", asset.Type)
+			w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
+			w.Header().Set("X-Content-Type-Options", "nosniff")
+			_ = writeCompressed(w, r, http.StatusOK, func(w io.Writer, _ func()) error { // who hung up gets nothing
+				_, err := w.Write(asset.Data)
+				return err
+			})
+		})
+	}
+}
+
+// contentSecurityPolicy lets a page load nothing but our own assets, and run
+// nothing that stands in it.
+const contentSecurityPolicy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+
+// htmlHeaders are those of a page and of a part of one.
+func htmlHeaders(h http.Header) {
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", contentSecurityPolicy)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "same-origin")
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Cache-Control", "no-store")
+}
+
+// writeCompressed answers with what draw writes, compressed for whoever takes that.
+func writeCompressed(w http.ResponseWriter, r *http.Request, status int, draw func(w io.Writer, flush func()) error) error {
+	w.Header().Add("Vary", "Accept-Encoding")
+	control := http.NewResponseController(w)
+	if !acceptsGzip(r.Header) {
+		w.WriteHeader(status)
+		return draw(w, func() { _ = control.Flush() }) // who hung up gets nothing
+	}
+	w.Header().Set("Content-Encoding", "gzip")
+	w.WriteHeader(status)
+	z := gzip.NewWriter(w)
+	err := draw(z, func() {
+		_ = z.Flush()
+		_ = control.Flush()
+	})
+	return errors.Join(err, z.Close())
+}
+
+// render answers with a page.
+func (p *page) render(w http.ResponseWriter, r *http.Request, status int, v *web.Page) {
+	v.Host, v.Version, v.Metrics, v.Now = p.cfg.Host, p.cfg.Version, p.cfg.TelemetryPath, time.Now()
+	v.Control = p.control(r)
+	htmlHeaders(w.Header())
+	err := writeCompressed(w, r, status, func(w io.Writer, flush func()) error { return p.renderer.Page(w, v, flush) })
+	if err != nil && r.Context().Err() == nil {
+		level.Warn(p.cfg.Logger).Log("msg", "The status page could not be drawn whole", "path", shorten(r.URL.Path), "err", err)
+	}
+}
+
+// input gathers what is known of a pool. It waits for no disk.
+func (p *page) input(h *heldReading, now time.Time) web.Input {
+	in := web.Input{Reading: h.PoolReading, Read: h.read, Late: h.late}
+	if p.cfg.Scrubs != nil {
+		if s, err := p.cfg.Scrubs.Status(h.UUID); err == nil {
+			in.Scrub = &s
+		}
+	}
+	if p.cfg.Snapshots != nil {
+		if o, ok := p.cfg.Snapshots.Overview(h.UUID); ok {
+			in.Snapshots = &o
+		}
+	}
+	if p.cfg.History != nil {
+		in.History = p.cfg.History.Samples(h.UUID, now.Add(-historyShown), historyPoints)
+		if f, ok := p.cfg.History.Forecast(h.UUID); ok {
+			in.Forecast = &f
+		}
+	}
+	return in
+}
+
+// What of the history is drawn.
+const (
+	historyShown  = 90 * 24 * time.Hour
+	historyPoints = 150
+)
+
+// pools returns all pools, the worst first, and why there is none.
+func (p *page) pools(control web.Control) (all []*web.Pool, empty string) {
+	held, known, err := p.readings.get()
+	now := time.Now()
+	for i := range held {
+		in := p.input(&held[i], now)
+		all = append(all, web.Build(&in, control, now))
+	}
+	slices.SortStableFunc(all, func(a, b *web.Pool) int {
+		return cmp.Or(cmp.Compare(b.Worst, a.Worst), cmp.Compare(a.Name, b.Name))
+	})
+	switch {
+	case !known:
+		empty = "The pools are being read, and have not answered yet: a disk may hang. Load the page again in a moment."
+	case err != nil:
+		empty = fmt.Sprintf("The pools could not be found: %v.", err)
+	default:
+		empty = "No btrfs pool is mounted here. Mount one, and it appears by itself."
+	}
+	return all, empty
+}
+
+// showAll answers with the page of all pools.
+func (p *page) showAll(w http.ResponseWriter, r *http.Request) {
+	v := &web.Page{Live: "/live", Message: done(r)}
+	v.Pools, v.Empty = p.pools(p.control(r))
+	if len(v.Pools) > 1 {
+		v.List = v.Pools
+	}
+	if len(v.Pools) > maxPools {
+		v.Pools = nil
+		v.Live = ""
+	}
+	p.render(w, r, http.StatusOK, v)
+}
+
+// one builds the pool that the path of a request names.
+func (p *page) one(r *http.Request) (*heldReading, *web.Pool, error) {
+	held, known, _ := p.readings.get()
+	uuid, err := btrfs.ParseUUID(strings.ToLower(r.PathValue("pool")))
+	if err == nil {
+		for i := range held {
+			if held[i].UUID == uuid {
+				now := time.Now()
+				in := p.input(&held[i], now)
+				return &held[i], web.Build(&in, p.control(r), now), nil
+			}
+		}
+	}
+	if !known {
+		return nil, nil, problemf(http.StatusServiceUnavailable, "The pools are being read, and have not answered yet: a disk may hang. Load the page again in a moment.")
+	}
+	return nil, nil, problemf(http.StatusNotFound, "There is no mounted pool %q.", r.PathValue("pool"))
+}
+
+// showOne answers with the page of one pool, and with what was asked about it.
+func (p *page) showOne(w http.ResponseWriter, r *http.Request) {
+	held, pool, err := p.one(r)
+	if err != nil {
+		p.refuse(w, r, err)
+		return
+	}
+	if q := question(r.URL.Query()); q.Change != "" && pool.WhatIf != nil {
+		pool.WhatIf.Ask(q)
+		pool.WhatIf.Answer = p.answer(r, held, q)
+	}
+	p.render(w, r, http.StatusOK, &web.Page{Live: "/live?pool=" + pool.UUID, Message: done(r), Pools: []*web.Pool{pool}, Only: pool})
+}
+
+// showAnswer answers a what-if by itself.
+func (p *page) showAnswer(w http.ResponseWriter, r *http.Request) {
+	held, pool, err := p.one(r)
+	if err != nil {
+		p.fail(w, r, err)
+		return
+	}
+	if pool.WhatIf == nil {
+		p.fail(w, r, problemf(http.StatusServiceUnavailable, "The capacity of pool %s is not known.", pool.UUID))
+		return
+	}
+	var b bytes.Buffer
+	if err := p.renderer.Answer(&b, p.answer(r, held, question(r.URL.Query()))); err != nil {
+		p.fail(w, r, err)
+		return
+	}
+	htmlHeaders(w.Header())
+	_, _ = w.Write(b.Bytes()) // who hung up gets nothing
+}
+
+// question reads what is asked.
+func question(q url.Values) web.Question {
+	return web.Question{Change: q.Get("change"), Size: q.Get("size"), Device: q.Get("device"), Profile: q.Get("profile"), Of: q.Get("of")}
+}
+
+// maxWhatIf bounds the drive of a what-if on the page, in bytes.
+const maxWhatIf = 1 << 50
+
+// answer works out a what-if.
+func (p *page) answer(r *http.Request, held *heldReading, q web.Question) *web.Answer {
+	select {
+	case p.whatIfs <- struct{}{}:
+		defer func() { <-p.whatIfs }()
+	case <-r.Context().Done():
+		return &web.Answer{Error: "Nobody waits for the answer any more."}
+	}
+	changes, added, err := changesOf(held.Facts.Pool, q)
+	if err != nil {
+		return &web.Answer{Error: err.Error()}
+	}
+	return web.WhatIf(held.Facts, changes, added)
+}
+
+// changesOf reads a question. The errors are sentences.
+func changesOf(pool *btrfs.Pool, q web.Question) (changes []capacity.Change, added uint64, err error) {
+	size := func() uint64 {
+		n, parseErr := humanize.ParseBytes(q.Size)
+		switch {
+		case parseErr != nil || n == 0:
+			err = problemf(http.StatusBadRequest, "Give the size of the new drive such as 4TB or 3.6TiB, not %q.", shorten(q.Size))
+		case n > maxWhatIf:
+			err = problemf(http.StatusBadRequest, "Give a size up to %s.", humanize.IBytes(maxWhatIf))
+		}
+		return n
+	}
+	device := func() uint64 {
+		id, parseErr := strconv.ParseUint(q.Device, 10, 64)
+		if parseErr != nil || pool.Device(id) == nil {
+			err = problemf(http.StatusBadRequest, "Choose one of the drives of the pool.")
+		}
+		return id
+	}
+	switch q.Change {
+	case "add":
+		added = size()
+		changes = []capacity.Change{capacity.AddDevice{Size: added}}
+	case "replace":
+		id, n := device(), size()
+		if d := pool.Device(id); d != nil {
+			added = n - min(n, d.Size.Value)
+		}
+		changes = []capacity.Change{capacity.ReplaceDevice{ID: id, Size: n}}
+	case "remove":
+		changes = []capacity.Change{capacity.RemoveDevice{ID: device()}}
+	case "convert":
+		profile, parseErr := btrfs.ParseProfile(q.Profile)
+		if parseErr != nil {
+			return nil, 0, problemf(http.StatusBadRequest, "Choose a profile.")
+		}
+		for _, t := range []btrfs.BlockGroupType{btrfs.Data, btrfs.Mixed, btrfs.Metadata, btrfs.System} {
+			data := t == btrfs.Data || t == btrfs.Mixed
+			if pool.Space(t) != nil && (q.Of != "data" || data) && (q.Of != "metadata" || !data) {
+				changes = append(changes, capacity.Convert{Type: t, Profile: profile})
+			}
+		}
+	default:
+		return nil, 0, problemf(http.StatusBadRequest, "Choose what is changed.")
+	}
+	return changes, added, err
+}
+
+// action is something that a button of the page does.
+type action struct {
+	words string // what it is, after "to"
+	done  string // what is said when it is done
+	do    func(p *page, pool btrfs.UUID, requester string) (jobID string, err error)
+}
+
+func ofScrub(change func(Scrubs, btrfs.UUID) (scrub.Status, error)) func(*page, btrfs.UUID, string) (string, error) {
+	return func(p *page, pool btrfs.UUID, _ string) (string, error) {
+		s, err := change(p.cfg.Scrubs, pool)
+		return s.JobID, err
+	}
+}
+
+func ofJob(j job.Job, err error) (string, error) { return j.ID, err }
+
+// actions are all that the buttons do, by the last part of their path.
+var actions = map[string]action{
+	"scrub": {"start a scrub", "The scrub is started.", func(p *page, pool btrfs.UUID, requester string) (string, error) {
+		return ofJob(p.cfg.Scrubs.Start(pool, scrub.Options{Mode: scrub.Auto}, requester))
+	}},
+	"pause":  {"pause the scrub", "The scrub is paused.", ofScrub(Scrubs.Pause)},
+	"resume": {"go on with the scrub", "The scrub goes on.", ofScrub(Scrubs.Resume)},
+	"cancel": {"cancel the scrub", "The scrub is cancelled.", ofScrub(Scrubs.Cancel)},
+	"snapshot": {"take snapshots", "The snapshots are being taken.", func(p *page, pool btrfs.UUID, requester string) (string, error) {
+		return ofJob(p.cfg.Snapshots.Create(pool, snapshot.CreateOptions{}, requester))
+	}},
+}
+
+// done says what the request before this one did, by a name in the query.
+func done(r *http.Request) *web.Message {
+	if a, ok := actions[r.URL.Query().Get("done")]; ok {
+		return &web.Message{Severity: web.Good, Text: a.done}
+	}
+	return nil
+}
+
+// act does what a button says.
+func (p *page) act(w http.ResponseWriter, r *http.Request) {
+	sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+	defer func() { p.audit(r, sw.status, sw.job) }()
+	name := r.PathValue("action")
+	if err := p.mayAct(r, name); err != nil {
+		if refused := problemOf(err); refused.Status == http.StatusUnauthorized && wantsHTML(r) {
+			p.render(sw, r, http.StatusUnauthorized, &web.Page{Token: p.tokenForm(name, r.PathValue("pool"), "")})
+			return
+		}
+		p.refuse(sw, r, err)
+		return
+	}
+	p.carryOut(sw, r, name, r.PathValue("pool"))
+}
+
+// mayAct returns why an action may not be done.
+func (p *page) mayAct(r *http.Request, name string) error {
+	if _, known := actions[name]; !known {
+		return problemf(http.StatusNotFound, "There is nothing at %s.", shorten(r.URL.Path))
+	}
+	switch p.control(r) {
+	case web.Unlocked:
+		return nil
+	case web.Locked:
+		return problemf(http.StatusUnauthorized, "This changes something: give the token first.")
+	}
+	if refused := p.authorise(r); refused != nil {
+		return refused
+	}
+	return problemf(http.StatusForbidden, "Nothing can be changed through this page.")
+}
+
+// carryOut does an action of somebody who may.
+func (p *page) carryOut(w http.ResponseWriter, r *http.Request, name, pool string) {
+	uuid, err := p.findScrub(pool)
+	if err != nil {
+		p.refuse(w, r, err)
+		return
+	}
+	a := actions[name]
+	jobID, err := a.do(p, uuid, requester(r)+" (status page)")
+	note(w, jobID)
+	if err != nil {
+		p.refuse(w, r, err)
+		return
+	}
+	p.live.wake()
+	if !wantsHTML(r) {
+		writeJSON(w, http.StatusAccepted, map[string]string{"message": a.done, "job": jobID})
+		return
+	}
+	http.Redirect(w, r, backTo(r, uuid)+"?done="+name, http.StatusSeeOther)
+}
+
+// backTo is the page that a button was pressed on: that of the pool, or that of all.
+func backTo(r *http.Request, pool btrfs.UUID) string {
+	own := "/pools/" + pool.String()
+	if u, err := url.Parse(r.Referer()); err == nil && u.Path == own {
+		return own
+	}
+	return "/"
+}
+
+// wantsHTML tells a browser from a script.
+func wantsHTML(r *http.Request) bool {
+	for accepted := range strings.SplitSeq(r.Header.Get("Accept"), ",") {
+		if t, _, err := mime.ParseMediaType(accepted); err == nil && t == "text/html" {
+			return true
+		}
+	}
+	return false
+}
+
+// refuse answers with an error: on the page for a browser, else as the API does.
+func (p *page) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	if !wantsHTML(r) {
+		p.fail(w, r, err)
+		return
+	}
+	problem := problemOf(err)
+	v := &web.Page{Live: "/live", Message: &web.Message{Severity: web.Critical, Text: problem.Detail}}
+	v.Pools, v.Empty = p.pools(p.control(r))
+	if len(v.Pools) > 1 {
+		v.List = v.Pools
+	}
+	if len(v.Pools) > maxPools {
+		v.Pools, v.Live = nil, ""
+	}
+	p.render(w, r, problem.Status, v)
+}
+
+func (p *page) tokenForm(name, pool, wrong string) *web.TokenForm {
+	return &web.TokenForm{Host: p.cfg.Host, Words: actions[name].words, Action: name, Pool: pool, Error: wrong}
+}
+
+// maxForm bounds the form with the token, in bytes.
+const maxForm = 4 << 10
+
+// beginSession takes the token, and does what it was asked for.
+func (p *page) beginSession(w http.ResponseWriter, r *http.Request) {
+	sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+	defer func() { p.audit(r, sw.status, sw.job) }()
+	switch p.control(r) {
+	case web.Locked, web.Unlocked:
+	default:
+		p.refuse(sw, r, cmp.Or[error](p.refusal(r), problemf(http.StatusForbidden, "Nothing can be changed through this page.")))
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(sw, r.Body, maxForm))
+	if err != nil {
+		p.refuse(sw, r, problemf(http.StatusRequestEntityTooLarge, "The form is larger than %d bytes.", maxForm))
+		return
+	}
+	// From the body alone: what stands in the query is in the history of the browser.
+	form, err := url.ParseQuery(string(body))
+	if err != nil {
+		p.refuse(sw, r, problemf(http.StatusBadRequest, "The form cannot be read."))
+		return
+	}
+	name, pool := form.Get("action"), form.Get("pool")
+	if !p.cfg.Token.matches(strings.TrimSpace(form.Get("token"))) {
+		p.render(sw, r, http.StatusUnauthorized, &web.Page{Token: p.tokenForm(name, pool, "That is not the token.")})
+		return
+	}
+	setSession(sw, r, p.cfg.Token.newSession(time.Now().Add(sessionLength)))
+	if _, known := actions[name]; !known {
+		http.Redirect(sw, r, "/", http.StatusSeeOther)
+		return
+	}
+	p.carryOut(sw, r, name, pool)
+}
+
+// refusal is why a request may not change anything, as an error or nil.
+func (p *page) refusal(r *http.Request) error {
+	if refused := p.authorise(r); refused != nil {
+		return refused
+	}
+	return nil
+}
+
+// endSession forgets the token.
+func (p *page) endSession(w http.ResponseWriter, r *http.Request) {
+	sw := &statusWriter{ResponseWriter: w, status: http.StatusOK}
+	defer func() { p.audit(r, sw.status, "") }()
+	setSession(sw, r, "")
+	http.Redirect(sw, r, "/", http.StatusSeeOther)
+}

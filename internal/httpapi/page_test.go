@@ -1,0 +1,407 @@
+package httpapi_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
+	"github.com/btrfs-governor/btrfs-governor/internal/web"
+)
+
+// browser is how a browser sends a form of the page itself.
+func browser(cookies []*http.Cookie) http.Header {
+	h := http.Header{"Accept": {"text/html,application/xhtml+xml"}, "Content-Type": {"application/x-www-form-urlencoded"}, "Sec-Fetch-Site": {"same-origin"}}
+	for _, c := range cookies {
+		h.Add("Cookie", c.Name+"="+c.Value)
+	}
+	return h
+}
+
+func tokenForm(token, action, pool string) string {
+	return url.Values{"token": {token}, "action": {action}, "pool": {pool}}.Encode()
+}
+
+// logIn gives the token, and returns the cookie.
+func (s *service) logIn(t *testing.T, from sent) []*http.Cookie {
+	t.Helper()
+	from.header = browser(nil)
+	w := s.do("POST", "/session", tokenForm(theToken, "", ""), from)
+	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/" {
+		t.Fatalf("giving the token: %d %s", w.Code, w.Body)
+	}
+	return w.Result().Cookies()
+}
+
+func TestButtonsAskForTheTokenOnce(t *testing.T) {
+	s := newService(t, nil)
+	start := "/pools/" + atticUUID + "/scrub"
+	w := s.do("POST", start, "", sent{header: browser(nil)})
+	if w.Code != http.StatusUnauthorized || !strings.Contains(w.Body.String(), `type="password"`) || !strings.Contains(w.Body.String(), `name="action" value="scrub"`) {
+		t.Fatalf("without a session: %d %s", w.Code, w.Body)
+	}
+	w = s.do("POST", "/session", tokenForm("wrong-token-of-enough-characters", "scrub", atticUUID), sent{header: browser(nil)})
+	if w.Code != http.StatusUnauthorized || !strings.Contains(w.Body.String(), "That is not the token.") || len(w.Result().Cookies()) > 0 {
+		t.Fatalf("with a wrong token: %d %s", w.Code, w.Body)
+	}
+	if asked := s.scrubs.asked(); len(asked) > 0 {
+		t.Fatalf("something was done without the token: %v", asked)
+	}
+	w = s.do("POST", "/session", tokenForm(theToken, "scrub", atticUUID), sent{header: browser(nil)})
+	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/?done=scrub" {
+		t.Fatalf("with the token: %d, to %s: %s", w.Code, w.Header().Get("Location"), w.Body)
+	}
+	cookies := w.Result().Cookies()
+	if len(cookies) != 1 || !cookies[0].HttpOnly || cookies[0].SameSite != http.SameSiteStrictMode || cookies[0].Secure || strings.Contains(cookies[0].Value, theToken) {
+		t.Fatalf("the cookie is %+v", cookies)
+	}
+	for _, action := range []string{"pause", "resume", "cancel", "snapshot"} {
+		h := browser(cookies)
+		h.Set("Referer", "http://127.0.0.1:10134/pools/"+atticUUID+"?done=scrub")
+		w := s.do("POST", "/pools/"+atticUUID+"/"+action, "", sent{header: h})
+		if want := "/pools/" + atticUUID + "?done=" + action; w.Code != http.StatusSeeOther || w.Header().Get("Location") != want {
+			t.Errorf("%s: %d, to %s: %s", action, w.Code, w.Header().Get("Location"), w.Body)
+		}
+	}
+	if got := strings.Join(s.scrubs.asked(), ", "); got != "start "+atticUUID+" auto, pause, resume, cancel, create" {
+		t.Errorf("done was: %s", got)
+	}
+	if w := s.do("GET", "/?done=pause", "", sent{header: browser(cookies)}); !strings.Contains(w.Body.String(), "The scrub is paused.") || !strings.Contains(w.Body.String(), "photo") {
+		t.Errorf("the page afterwards: %s", w.Body)
+	}
+	// A script gets JSON.
+	h := browser(cookies)
+	h.Set("Accept", "application/json")
+	w = s.do("POST", start, "", sent{header: h})
+	var refused struct{ Detail string }
+	if err := json.Unmarshal(w.Body.Bytes(), &refused); err != nil || w.Code != http.StatusConflict || !strings.Contains(refused.Detail, "under way") {
+		t.Errorf("a second scrub: %d %s", w.Code, w.Body)
+	}
+	if strings.Contains(s.log.String(), theToken) || !strings.Contains(s.log.String(), `path=/pools/`+atticUUID+`/pause`) {
+		t.Errorf("the log: %s", s.log)
+	}
+	// Locked again.
+	w = s.do("POST", "/session/end", "", sent{header: browser(cookies)})
+	if c := w.Result().Cookies(); w.Code != http.StatusSeeOther || len(c) != 1 || c[0].MaxAge >= 0 {
+		t.Errorf("locking: %d %+v", w.Code, c)
+	}
+}
+
+func TestPageRefuses(t *testing.T) {
+	s := newService(t, nil)
+	cookies := s.logIn(t, sent{})
+	over := s.logIn(t, sent{tls: true, peer: remote})
+	if !over[0].Secure || !strings.HasPrefix(over[0].Name, "__Host-") {
+		t.Errorf("the cookie over TLS is %+v", over[0])
+	}
+	// It ends a little later.
+	value := []byte(cookies[0].Value)
+	value[9] ^= 1
+	forged := []*http.Cookie{{Name: cookies[0].Name, Value: string(value)}}
+	crossSite := browser(cookies)
+	crossSite.Set("Sec-Fetch-Site", "cross-site")
+	crossSite.Set("Origin", "https://evil.example")
+	for name, tt := range map[string]struct {
+		method, target, body string
+		from                 sent
+		status               int
+		says                 string
+	}{
+		"no session":               {"POST", "/pools/" + atticUUID + "/scrub", "", sent{header: browser(nil)}, 401, "The token, please"},
+		"a forged session":         {"POST", "/pools/" + atticUUID + "/scrub", "", sent{header: browser(forged)}, 401, "The token, please"},
+		"another site":             {"POST", "/pools/" + atticUUID + "/scrub", "", sent{header: crossSite}, 403, "other sites"},
+		"another site's log in":    {"POST", "/session", tokenForm(theToken, "", ""), sent{header: crossSite}, 403, "other sites"},
+		"over the network":         {"POST", "/pools/" + atticUUID + "/scrub", "", sent{peer: remote, header: browser(cookies)}, 403, "set up TLS"},
+		"token over the network":   {"POST", "/session", tokenForm(theToken, "scrub", atticUUID), sent{peer: remote, header: browser(nil)}, 403, "set up TLS"},
+		"through a proxy":          {"POST", "/pools/" + atticUUID + "/scrub", "", sent{header: func() http.Header { h := browser(cookies); h.Set("X-Forwarded-For", "192.0.2.7"); return h }()}, 403, "not through a proxy"},
+		"an action there is not":   {"POST", "/pools/" + atticUUID + "/format", "", sent{header: browser(cookies)}, 404, "nothing at"},
+		"a pool there is not":      {"POST", "/pools/" + strings.Replace(atticUUID, "a", "b", 1) + "/scrub", "", sent{header: browser(cookies)}, 404, "no mounted pool"},
+		"a page there is not":      {"GET", "/pools/nonsense", "", sent{header: browser(nil)}, 404, "no mounted pool"},
+		"the token in the query":   {"POST", "/session?token=" + theToken, "", sent{header: browser(nil)}, 401, "not the token"},
+		"a form that is too large": {"POST", "/session", strings.Repeat("x", 5000), sent{header: browser(nil)}, 413, "larger than"},
+		"a stream of nonsense":     {"GET", "/live?pool=x", "", sent{}, 400, "UUID"},
+	} {
+		w := s.do(tt.method, tt.target, tt.body, tt.from)
+		if w.Code != tt.status || !strings.Contains(w.Body.String(), tt.says) {
+			t.Errorf("%s: %d, want %d and %q: %s", name, w.Code, tt.status, tt.says, w.Body)
+		}
+		if strings.Contains(w.Body.String(), theToken) {
+			t.Errorf("%s: the answer has the token", name)
+		}
+	}
+	if asked := s.scrubs.asked(); len(asked) > 0 {
+		t.Errorf("something was done: %v", asked)
+	}
+	if strings.Contains(s.log.String(), theToken) {
+		t.Error("the token is in the log")
+	}
+	// The cookie is for the page alone: the API wants its header.
+	if w := s.do("POST", "/api/v1/pools/"+atticUUID+"/scrub", "", sent{header: browser(cookies)}); w.Code != http.StatusUnauthorized {
+		t.Errorf("the API took the cookie: %d", w.Code)
+	}
+	readOnly := newService(t, func(c *httpapi.Config) {
+		c.Token, c.Scrubs, c.Snapshots, c.Alerts, c.Notifications = nil, nil, nil, nil, nil
+	})
+	for _, target := range []string{"/pools/" + atticUUID + "/scrub", "/session"} {
+		if w := readOnly.do("POST", target, tokenForm(theToken, "scrub", atticUUID), sent{header: browser(cookies)}); w.Code != http.StatusForbidden {
+			t.Errorf("read-only, %s: %d", target, w.Code)
+		}
+	}
+	if w := readOnly.do("GET", "/", "", sent{}); strings.Contains(w.Body.String(), `method="post"`) || w.Code != http.StatusOK {
+		t.Errorf("read-only: %d %s", w.Code, w.Body)
+	}
+}
+
+func TestSessionEndsWithTheToken(t *testing.T) {
+	token := httpapi.NewToken(nil)
+	file := t.TempDir() + "/token"
+	load := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := token.Load(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load(theToken)
+	start := time.Unix(2e9, 0)
+	session := token.NewSession(start.Add(httpapi.SessionLength))
+	for _, tt := range []struct {
+		at   time.Duration
+		good bool
+	}{{0, true}, {httpapi.SessionLength - time.Second, true}, {httpapi.SessionLength, false}, {-time.Hour, false}} {
+		if got := token.HasSession(session, start.Add(tt.at)); got != tt.good {
+			t.Errorf("after %s: %t", tt.at, got)
+		}
+	}
+	for _, bad := range []string{"", "x", session[:len(session)-1], session + "A", strings.ToUpper(session)} {
+		if token.HasSession(bad, start) {
+			t.Errorf("session %q is good", bad)
+		}
+	}
+	load(strings.Repeat("another-token", 2))
+	if token.HasSession(session, start) {
+		t.Error("the session outlives its token")
+	}
+	if httpapi.NewToken(nil).HasSession(session, start) {
+		t.Error("a token that was never read has a session")
+	}
+}
+
+func TestPageIsGuarded(t *testing.T) {
+	s := newService(t, nil)
+	for _, target := range []string{"/", "/pools/" + atticUUID, "/pools/" + atticUUID + "/what-if?change=add&size=4TB"} {
+		w := s.do("GET", target, "", sent{})
+		policy := w.Header().Get("Content-Security-Policy")
+		if w.Code != 200 || !strings.Contains(policy, "default-src 'none'") || strings.Contains(policy, "unsafe") || !strings.Contains(policy, "frame-ancestors 'none'") {
+			t.Errorf("%s: %d, policy %q", target, w.Code, policy)
+		}
+		if w.Header().Get("X-Content-Type-Options") != "nosniff" || w.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %v", target, w.Header())
+		}
+	}
+	page := s.do("GET", "/", "", sent{}).Body.String()
+	for part := range strings.SplitSeq(page, `"`) {
+		if strings.HasPrefix(part, "/assets/") {
+			if w := s.do("GET", part, "", sent{}); w.Code != 200 || !strings.Contains(w.Header().Get("Cache-Control"), "immutable") {
+				t.Errorf("%s: %d %v", part, w.Code, w.Header())
+			}
+		}
+	}
+}
+
+func TestWhatIfOnThePage(t *testing.T) {
+	s := newService(t, nil)
+	for query, want := range map[string]string{
+		"change=add&size=4TB":                       "could be written",
+		"change=replace&device=1&size=20TB":         "could be written",
+		"change=remove&device=1":                    "could be written",
+		"change=convert&profile=dup&of=both":        "could be written",
+		"change=convert&profile=single&of=metadata": "could be written",
+		"change=convert&profile=raid1c3&of=both":    "needs 3 devices",
+		"change=add&size=4 apples":                  "such as 4TB",
+		"change=add&size=9000PB":                    "up to 1.0 PiB",
+		"change=replace&device=77&size=4TB":         "one of the drives",
+		"change=replace&device=1&size=1GB":          "smaller than the old one",
+		"change=convert&profile=raid7&of=both":      "Choose a profile",
+		"change=melt":                               "Choose what is changed",
+		"change=add&size=%22%3E%3Cscript%3E":        "&lt;script&gt;",
+	} {
+		query = strings.ReplaceAll(query, " ", "+")
+		for _, target := range []string{"/pools/" + atticUUID + "/what-if?" + query, "/pools/" + atticUUID + "?" + query} {
+			if w := s.do("GET", target, "", sent{}); w.Code != 200 || !strings.Contains(w.Body.String(), want) {
+				t.Errorf("%s: %d, want %q: %s", target, w.Code, want, w.Body)
+			}
+		}
+	}
+}
+
+// hangingPools answer as long as answers is open.
+type hangingPools struct {
+	apiPools
+	hang *atomic.Bool
+	free chan struct{}
+}
+
+func (p hangingPools) Pools() ([]collector.PoolReading, error) {
+	if p.hang.Load() {
+		<-p.free
+	}
+	return p.apiPools.Pools()
+}
+
+func TestPageDoesNotWaitForADiskThatHangs(t *testing.T) {
+	hang, free := new(atomic.Bool), make(chan struct{})
+	s := newService(t, func(c *httpapi.Config) {
+		c.Pools = hangingPools{c.Pools.(apiPools), hang, free}
+	})
+	hang.Store(true)
+	if w := s.do("GET", "/", "", sent{}); w.Code != 200 || !strings.Contains(w.Body.String(), "have not answered yet") {
+		t.Errorf("before anything was read: %d %s", w.Code, w.Body)
+	}
+	hang.Store(false)
+	close(free)
+	for deadline := time.Now().Add(time.Minute); ; { // what hung is done in a moment
+		if strings.Contains(s.do("GET", "/", "", sent{}).Body.String(), "attic") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the pools do not come back")
+		}
+	}
+	if w := s.do("GET", "/", "", sent{}); !strings.Contains(w.Body.String(), "No answer after 8s.") {
+		t.Errorf("the pool that does not answer: %s", w.Body)
+	}
+}
+
+// growingPools are one, and then all.
+type growingPools struct {
+	apiPools
+	all *atomic.Bool
+}
+
+func (p growingPools) Pools() ([]collector.PoolReading, error) {
+	pools, err := p.apiPools.Pools()
+	if !p.all.Load() {
+		pools = pools[:1]
+	}
+	return pools, err
+}
+
+// smallBuffers has a connection hold little that nobody has read.
+type smallBuffers struct{ net.Listener }
+
+func (l smallBuffers) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if t, ok := c.(*net.TCPConn); ok {
+		err = errors.Join(err, t.SetWriteBuffer(4096))
+	}
+	return c, err
+}
+
+func TestLivePageGetsWhatChanges(t *testing.T) {
+	all := new(atomic.Bool)
+	s := newService(t, func(c *httpapi.Config) { c.Pools = growingPools{c.Pools.(apiPools), all} })
+	server := httptest.NewUnstartedServer(s.handler)
+	server.Listener = smallBuffers{server.Listener}
+	server.Start()
+	t.Cleanup(server.Close) // after the streams, for which it would wait
+
+	// One asks for a stream and never reads it: what comes at first does not fit into
+	// the buffers, so that whoever writes to it waits.
+	slow, err := (&net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var set error
+		return errors.Join(c.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, 2048) }), set)
+	}}).DialContext(t.Context(), "tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	if _, err := io.WriteString(slow, "GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+
+	follow := func(query string) (next func() (event, data string)) {
+		stream := openStream(t, server.URL+"/live"+query)
+		t.Cleanup(func() { _ = stream.Body.Close() })
+		lines := bufio.NewScanner(stream.Body)
+		lines.Buffer(nil, 1<<20)
+		return func() (event, data string) { return nextEvent(t, lines) }
+	}
+	next, one := follow(""), follow("?pool="+atticUUID)
+	// At first everything comes, and then what changed alone.
+	for range web.Sections() {
+		one()
+		if event, data := next(); event != "section" || !strings.Contains(data, `"id":"p`+atticUUID) {
+			t.Fatalf("%s %s", event, data)
+		}
+	}
+	if w := s.do("POST", "/api/v1/pools/"+atticUUID+"/scrub", "", socket); w.Code != http.StatusAccepted {
+		t.Fatalf("start a scrub: %d %s", w.Code, w.Body)
+	}
+	if event, data := next(); event != "section" || !strings.Contains(data, atticUUID+"-scrub") || !strings.Contains(data, "A scrub runs.") || strings.Contains(data, "photo") {
+		t.Fatalf("after a scrub began: %s %s", event, data)
+	}
+	all.Store(true)
+	if event, data := next(); event != "reload" {
+		t.Fatalf("when there are other pools: %s %s", event, data)
+	}
+	// The page of one pool need not care.
+	s.scrubs.forget()
+	for {
+		event, data := one()
+		if event != "section" {
+			t.Fatalf("the page of one pool when there are others: %s %s", event, data)
+		}
+		if strings.Contains(data, "No scrub was ever run here.") {
+			break
+		}
+	}
+}
+
+// nextEvent reads an event of a stream.
+func nextEvent(t *testing.T, lines *bufio.Scanner) (event, data string) {
+	t.Helper()
+	for lines.Scan() {
+		if after, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
+			event = after
+		}
+		if after, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+			return event, after
+		}
+	}
+	t.Fatalf("the stream ended: %v", lines.Err())
+	return "", ""
+}
+
+func openStream(t *testing.T, address string) *http.Response {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer.Header.Get("Content-Type") != "text/event-stream" {
+		text, _ := io.ReadAll(answer.Body)
+		t.Fatalf("%s: %s", answer.Status, text)
+	}
+	return answer
+}

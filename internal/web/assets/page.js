@@ -1,0 +1,112 @@
+// What the page does more with JavaScript: it moves by itself, and answers without
+// being loaded anew. Without it everything works as well.
+"use strict";
+
+(() => {
+	const live = document.getElementById("live");
+
+	// say tells what became of something, and has a screen reader say it.
+	function say(text, severity) {
+		let p = document.getElementById("message");
+		if (!p) {
+			p = document.createElement("p");
+			p.id = "message";
+			document.getElementById("main").prepend(p);
+		}
+		p.className = "message " + severity;
+		p.setAttribute("role", severity === "good" ? "status" : "alert");
+		p.textContent = text;
+	}
+
+	// replace gives an element another content. What was open stays open, and who
+	// had the focus within it keeps it.
+	function replace(id, html) {
+		const element = document.getElementById(id);
+		if (!element) return;
+		const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
+		const details = new Map([...element.querySelectorAll("details[id]")].map((d) => [d.id, d.open]));
+		const scrolled = [...element.querySelectorAll(".scroll")].map((s) => s.scrollLeft);
+		element.innerHTML = html;
+		for (const d of element.querySelectorAll("details[id]")) {
+			if (details.has(d.id)) d.open = details.get(d.id);
+		}
+		element.querySelectorAll(".scroll").forEach((s, i) => { s.scrollLeft = scrolled[i] || 0; });
+		if (focused) (document.getElementById(focused) || element.querySelector("button, summary"))?.focus();
+	}
+
+	// A stream is a connection, of which a browser has six for all its tabs: only
+	// the tab that is looked at has one.
+	let stream = null;
+	let lost = 0;
+	function listen() {
+		if (stream || document.hidden || !document.body.dataset.live) return;
+		stream = new EventSource(document.body.dataset.live);
+		const alive = () => {
+			lost = 0;
+			live.className = "live on";
+			live.textContent = "Live";
+		};
+		stream.onopen = alive;
+		stream.addEventListener("section", (event) => {
+			alive();
+			const { id, html } = JSON.parse(event.data);
+			replace(id, html);
+		});
+		// The pools there are, or what one may do, are not those of the page.
+		stream.addEventListener("reload", () => location.reload());
+		stream.onerror = () => {
+			lost = lost || Date.now();
+			live.className = "live lost";
+			live.textContent = "Not live since " + new Date(lost).toLocaleTimeString() + ": the daemon does not answer";
+			if (stream.readyState === EventSource.CLOSED) {
+				stream = null;
+				setTimeout(listen, 5000);
+			}
+		};
+	}
+	document.addEventListener("visibilitychange", () => {
+		if (document.hidden) {
+			stream?.close();
+			stream = null;
+		}
+		listen();
+	});
+	addEventListener("pagehide", () => { stream?.close(); stream = null; });
+	addEventListener("pageshow", listen);
+
+	document.addEventListener("submit", async (event) => {
+		const form = event.target;
+		// Without the token a button leads to the page that asks for it.
+		if (form.matches("form.act") && !document.body.hasAttribute("data-locked")) {
+			event.preventDefault();
+			const button = form.querySelector("button");
+			button.disabled = true;
+			try {
+				const answer = await fetch(form.action, { method: "POST", headers: { Accept: "application/json" }, redirect: "error" });
+				if (answer.status === 401) {
+					form.submit(); // the session has ended meanwhile
+					return;
+				}
+				const body = await answer.json();
+				say(body.message || body.detail, answer.ok ? "good" : "critical");
+			} catch {
+				say("The daemon does not answer. Whether it did that is not known.", "critical");
+			} finally {
+				button.disabled = false;
+			}
+		}
+		if (form.matches("form.ask")) {
+			event.preventDefault();
+			const answer = document.getElementById(form.dataset.answer);
+			const query = new URLSearchParams(new FormData(form));
+			try {
+				const response = await fetch(form.action + "/what-if?" + query);
+				if (!response.ok) throw new Error(response.status);
+				answer.innerHTML = await response.text();
+			} catch {
+				answer.textContent = "The daemon does not answer.";
+			}
+		}
+	});
+	listen();
+})();

@@ -1,0 +1,368 @@
+package browsertest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
+	"github.com/btrfs-governor/btrfs-governor/internal/testprogram"
+)
+
+// browser is a tab of a real Chromium.
+type browser struct {
+	t   *testing.T
+	ctx context.Context
+
+	mu       sync.Mutex
+	requests []string // all that were sent
+	faults   []string // errors in the console
+}
+
+// newBrowser opens a tab. It ends with the test.
+func newBrowser(t *testing.T, width, height int64, scheme string, script bool) *browser {
+	t.Helper()
+	path := testprogram.Find(t, "chromium", "chromium")
+	allocator, stop := chromedp.NewExecAllocator(t.Context(), append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()))...)
+	t.Cleanup(stop)
+	ctx, closeTab := chromedp.NewContext(allocator)
+	t.Cleanup(closeTab)
+	b := &browser{t: t, ctx: ctx}
+	err := chromedp.Listen(ctx, func(event any) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		switch e := event.(type) {
+		case *network.EventRequestWillBeSent:
+			b.requests = append(b.requests, e.Request.URL)
+		case *runtime.EventExceptionThrown:
+			b.faults = append(b.faults, e.ExceptionDetails.Text)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = chromedp.Call(ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: !script})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.look(width, height, scheme)
+	return b
+}
+
+// look gives the window a size, and whoever looks at it a taste.
+func (b *browser) look(width, height int64, scheme string) {
+	b.t.Helper()
+	_, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}},
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.do(chromedp.EmulateViewport(width, height))
+}
+
+func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	if err := chromedp.Do(ctx, actions...); err != nil {
+		b.t.Fatalf("%v\nthe page: %s", err, b.text())
+	}
+}
+
+// get is the value of an action.
+func get[T any](b *browser, action chromedp.Action[T]) T {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	v, err := chromedp.Run(ctx, action)
+	if err != nil {
+		b.t.Fatalf("%v\nthe page: %s", err, b.text())
+	}
+	return v
+}
+
+// text is what a person reads.
+func (b *browser) text() string {
+	ctx, cancel := context.WithTimeout(b.ctx, patience)
+	defer cancel()
+	text, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("body")))
+	if err != nil {
+		return err.Error()
+	}
+	return strings.Join(strings.Fields(text), " ")
+}
+
+func (b *browser) says(text string) {
+	b.t.Helper()
+	eventually(b.ctx, b.t, "the page says "+text, func() bool { return strings.Contains(b.text(), text) })
+}
+
+// click waits for what a selector names, and clicks on it.
+func (b *browser) click(selector string) {
+	b.t.Helper()
+	b.do(chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible))
+}
+
+// evaluate runs a script as the developer tools do, which the policy of the page
+// does not keep.
+func evaluate[T any](b *browser, script string) T {
+	b.t.Helper()
+	return get(b, chromedp.Evaluate[T](script, chromedp.EvalAwaitPromise))
+}
+
+// check asserts that nothing was asked of anybody else, and that no script failed.
+func (b *browser) check(d *daemon) {
+	b.t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.requests) == 0 {
+		b.t.Error("nothing was requested")
+	}
+	for _, address := range b.requests {
+		if !strings.HasPrefix(address, d.url+"/") {
+			b.t.Errorf("the page asked for %s", address)
+		}
+		if strings.Contains(address, theToken) {
+			b.t.Errorf("the token is in %s", address)
+		}
+	}
+	for _, fault := range b.faults {
+		b.t.Errorf("a script failed: %s", fault)
+	}
+}
+
+// axe looks for what people with impairments could not use.
+func (b *browser) axe(where string) {
+	b.t.Helper()
+	source, err := os.ReadFile("node_modules/axe-core/axe.min.js")
+	if errors.Is(err, os.ErrNotExist) && os.Getenv("CI") != "true" {
+		b.t.Log("axe-core is missing: make axe installs it")
+		return
+	}
+	if err != nil {
+		b.t.Fatalf("axe-core (make axe installs it): %v", err)
+	}
+	found := evaluate[string](b, string(source)+`;axe.run(document, { resultTypes: ["violations"] }).then(r => JSON.stringify({
+		passes: r.passes.length, violations: r.violations.map(v => v.id + ": " + v.help + ": " + v.nodes.map(n => n.target + " " + n.failureSummary).join("; ")) }))`)
+	var result struct {
+		Passes     int
+		Violations []string
+	}
+	if err := json.Unmarshal([]byte(found), &result); err != nil {
+		b.t.Fatal(err)
+	}
+	for _, v := range result.Violations {
+		b.t.Errorf("%s: %s", where, v)
+	}
+	if result.Passes < 15 {
+		b.t.Errorf("%s: axe looked at %d rules only", where, result.Passes)
+	}
+}
+
+// fits asserts that nobody has to scroll sideways.
+func (b *browser) fits(where string) {
+	b.t.Helper()
+	over := evaluate[int](b, `document.documentElement.scrollWidth - document.documentElement.clientWidth`)
+	if over > 0 {
+		b.t.Errorf("%s is %d pixels too wide", where, over)
+	}
+}
+
+func TestPageCanBeUsedByEverybody(t *testing.T) {
+	d := serveRecorded(t)
+	for _, width := range []int64{375, 1440} {
+		for _, scheme := range []string{"light", "dark"} {
+			t.Run(fmt.Sprintf("%d %s", width, scheme), func(t *testing.T) {
+				b := newBrowser(t, width, 900, scheme, true)
+				b.do(chromedp.Navigate(d.url + "/"))
+				b.says("Live")
+				evaluate[bool](b, `document.querySelectorAll("details").forEach(d => { d.open = true }), true`)
+				b.fits("the page")
+				b.axe("the page")
+				// The first is what jumps over the rest.
+				b.do(chromedp.KeyEvent("\t"))
+				focus := evaluate[string](b, `document.activeElement.className`)
+				if focus != "skip" {
+					t.Errorf("the first key leads to %q, want the link to the pools", focus)
+				}
+				b.click(".ask button")
+				b.says("could be written")
+				b.axe("the answer to a what-if")
+				b.check(d)
+			})
+		}
+	}
+}
+
+func TestPolicyKeepsScriptsOut(t *testing.T) {
+	d := serveRecorded(t)
+	b := newBrowser(t, 1440, 900, "light", true)
+	b.do(chromedp.Navigate(d.url + "/"))
+	kept := evaluate[string](b, `new Promise(done => {
+		document.addEventListener("securitypolicyviolation", e => setTimeout(() => done(e.violatedDirective + " " + window.injected), 100));
+		const s = document.createElement("script");
+		s.textContent = "window.injected = true";
+		document.body.append(s);
+	})`)
+	if kept != "script-src-elem undefined" {
+		t.Errorf("an injected script: %s", kept)
+	}
+	kept = evaluate[string](b, `new Promise(done => {
+		document.addEventListener("securitypolicyviolation", e => done(e.violatedDirective));
+		const i = document.createElement("img");
+		i.src = "http://127.0.0.2:1/x";
+		document.body.append(i);
+	})`)
+	if kept != "img-src" {
+		t.Errorf("an image from elsewhere: %s", kept)
+	}
+}
+
+// slowPool is a pool that a scrub takes a while on.
+func slowPool(t *testing.T) (*btrfstest.Pool, []*btrfstest.FaultDisk) {
+	t.Helper()
+	btrfstest.RequireFUSE(t)
+	rig := btrfstest.New(t)
+	faults, err := rig.NewFaultDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var disks []*btrfstest.FaultDisk
+	options := btrfstest.PoolOptions{Data: "raid1", Metadata: "raid1", Label: "attic"}
+	for _, size := range []int64{4 << 30, 3 << 30, 2 << 30} {
+		disk, err := faults.NewDisk(size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		disks = append(disks, disk)
+		options.Disks = append(options.Disks, disk.Disk)
+	}
+	pool, err := rig.NewPool(options)
+	if err == nil {
+		err = pool.NewSubvolume("@home")
+	}
+	if err == nil {
+		err = pool.WriteFile("film", 600<<20, rand.New(rand.NewPCG(1, 2)))
+	}
+	if err == nil {
+		err = pool.Sync()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, disk := range disks {
+		disk.Slow(0, 20<<20)
+	}
+	return pool, disks
+}
+
+func config(pool *btrfstest.Pool) string {
+	return "snapshots:\n  pools:\n    - pool: " + pool.UUID + "\n      subvolumes: [\"@home\"]\n"
+}
+
+func TestScrubByClicking(t *testing.T) {
+	pool, disks := slowPool(t)
+	d := serveHere(t, config(pool))
+	id := "#p" + pool.UUID
+	for _, script := range []bool{true, false} {
+		t.Run(fmt.Sprintf("script %t", script), func(t *testing.T) {
+			for _, disk := range disks {
+				disk.Slow(0, 20<<20)
+			}
+			b := newBrowser(t, 1440, 900, "light", script)
+			reload := func() {
+				if !script {
+					b.do(chromedp.Reload())
+				}
+			}
+			says := func(text string) {
+				t.Helper()
+				eventually(b.ctx, t, "the page says "+text, func() bool {
+					found := strings.Contains(b.text(), text)
+					if !found {
+						reload()
+					}
+					return found
+				})
+			}
+			b.do(chromedp.Navigate(d.url + "/pools/" + pool.UUID))
+			b.click(id + "-do-scrub")
+			b.says("The token, please")
+			if script {
+				b.axe("the form for the token")
+			}
+			b.do(chromedp.SendKeys(chromedp.CSS("#token"), "not-the-token-at-all"))
+			b.click("form[action='/session'] button")
+			b.says("That is not the token.")
+			b.do(chromedp.SendKeys(chromedp.CSS("#token"), theToken))
+			b.click("form[action='/session'] button")
+			b.says("The scrub is started.")
+			b.do(chromedp.Navigate(d.url + "/pools/" + pool.UUID))
+			says("A scrub runs.")
+
+			// The figures move, and with JavaScript the page stays the same one.
+			progress := func() (percent float64) {
+				value := get(b, chromedp.AttributeValue(chromedp.CSS("progress"), "value")).Value
+				if _, err := fmt.Sscanf(value, "%g", &percent); err != nil {
+					t.Fatalf("the progress is %q: %v", value, err)
+				}
+				return percent
+			}
+			if script {
+				evaluate[bool](b, `window.same = true; document.querySelector("details").open = true; true`)
+			}
+			last := progress()
+			for range 2 {
+				eventually(b.ctx, t, "the scrub gets on", func() bool { reload(); p := progress(); moved := p > last; last = max(last, p); return moved })
+			}
+			if script {
+				if !evaluate[bool](b, `window.same === true && document.querySelector("details").open`) {
+					t.Error("the page was loaded again, or what was open is closed")
+				}
+				b.axe("the page with a scrub")
+			}
+
+			b.click(id + "-do-pause")
+			b.says("The scrub is paused.") // before anything is loaded again
+			says("Resume")
+			b.click(id + "-do-resume")
+			b.says("The scrub goes on.")
+			says("Pause")
+			for _, disk := range disks {
+				disk.Fast()
+			}
+			b.click(id + "-do-snapshot")
+			b.says("The snapshots are being taken.")
+			b.click(id + "-do-cancel")
+			b.says("The scrub is cancelled.")
+			says("The last scrub was cancelled")
+			says("/@home " + map[bool]string{true: "1", false: "2"}[script])
+			b.check(d)
+		})
+	}
+	if strings.Contains(d.log(), theToken) {
+		t.Error("the token is in the log")
+	}
+}
+
+func TestPageSaysThatItIsNotLive(t *testing.T) {
+	d := serveRecorded(t)
+	b := newBrowser(t, 1440, 900, "light", true)
+	b.do(chromedp.Navigate(d.url + "/"))
+	b.says("Live")
+	d.kill()
+	b.says("Not live since")
+}

@@ -1,0 +1,232 @@
+package web
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/btrfs-governor/btrfs-governor/alerts"
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+)
+
+// Findings says what is wrong with a pool, the worst first, with the thresholds of
+// the alerts. What needs a longer look than one reading, such as a counter that
+// rises, is the alerts' alone.
+func Findings(in *Input, now time.Time) []Finding {
+	l := findings{thresholds: &alerts.Default}
+	r := &in.Reading
+	switch {
+	case r.Facts == nil && in.Late:
+		l.add(Critical, "BtrfsPoolNotAnswering", "The pool does not answer: a disk may hang. The kernel log (dmesg) says more.")
+	case r.Facts == nil:
+		l.add(Critical, "BtrfsPoolNotAnswering", "The pool cannot be read: %s", sentenceOf(r.Err))
+	case in.Late:
+		l.add(Critical, "BtrfsPoolNotAnswering", "The pool has not answered for %s: a disk may hang. The kernel log (dmesg) says more. The figures are those of then.", span(now.Sub(in.Read)))
+	case r.Err != nil:
+		l.add(Warning, "BtrfsCollectorFailing", "Something could not be read: %s", sentenceOf(r.Err))
+	}
+	if r.Facts != nil {
+		l.devices(r.Facts)
+		l.redundancy(r.Facts)
+		l.space(r.Facts)
+	}
+	l.forecast(in.Forecast)
+	l.scrub(in.Scrub, now)
+	if o := in.Snapshots; o != nil {
+		for _, s := range o.Subvolumes {
+			if s.Failures > 0 {
+				l.add(Warning, "BtrfsSnapshotFailed", "%s of %s could not be taken since the daemon started.", count(s.Failures, "snapshot", "snapshots"), s.Subvolume)
+			}
+		}
+	}
+	slices.SortStableFunc(l.all, func(a, b Finding) int { return cmp.Compare(b.Severity, a.Severity) })
+	return l.all
+}
+
+// findings collects them.
+type findings struct {
+	thresholds *alerts.Thresholds
+	all        []Finding
+}
+
+// add adds a finding, for which the runbook of an alert says what to do.
+func (l *findings) add(s Severity, alert, format string, args ...any) {
+	l.all = append(l.all, Finding{Severity: s, Text: fmt.Sprintf(format, args...), Runbook: alerts.Runbook(alert)})
+}
+
+func sentenceOf(err error) string {
+	if err == nil {
+		return "the reason is not known."
+	}
+	return sentence(err.Error())
+}
+
+func (l *findings) devices(f *factsOf) {
+	for i := range f.Pool.Devices {
+		d := &f.Pool.Devices[i]
+		name := deviceName(f.Pool, d.ID)
+		if d.Missing.Value {
+			if words := fmt.Sprintf("device %d", d.ID); name != words {
+				name = words + " (" + name + ")"
+			}
+			l.add(Critical, "BtrfsDeviceMissing", "%s is missing.", strings.ToUpper(name[:1])+name[1:])
+		}
+		if e, ok := d.Errors.Get(); ok {
+			if words := errorWords(&e); words != "none" {
+				l.add(Warning, "BtrfsDeviceErrors", "%s has counted errors: %s.", name, words)
+			}
+		}
+	}
+	if ro, ok := f.Pool.ReadOnly.Get(); ok && ro {
+		l.add(Warning, "BtrfsPoolReadOnly", "The pool is mounted read-only. If nobody wanted that, the kernel did it after an error.")
+	}
+}
+
+// promised is how many devices may fail by the profiles of data and metadata;
+// ok is false where a profile promises nothing.
+func promised(p *btrfs.Pool) (n int, ok bool) {
+	n, ok = 1<<20, false
+	for i := range p.Spaces {
+		s := &p.Spaces[i]
+		if s.Type == btrfs.System {
+			continue
+		}
+		best := 0
+		for _, profile := range s.Profiles {
+			best = max(best, profile.Profile.Attributes().ToleratedFailures)
+		}
+		n, ok = min(n, best), true
+	}
+	return n, ok && n > 0
+}
+
+func (l *findings) redundancy(f *factsOf) {
+	mixed := false
+	balancing := f.Pool.ExclusiveOperation.Value == "balance" || f.Pool.ExclusiveOperation.Value == "balance paused"
+	for i := range f.Pool.Spaces {
+		if s := &f.Pool.Spaces[i]; len(s.Profiles) > 1 && !balancing {
+			mixed = true
+			var names []string
+			for _, profile := range s.Profiles {
+				names = append(names, profile.Profile.String())
+			}
+			l.add(Warning, "BtrfsMixedProfiles", "The %s lies in block groups of several profiles (%s), and no balance is converting it.", s.Type, list(names))
+		}
+	}
+	if f.Layout == nil {
+		return
+	}
+	if tolerated, ok := f.Layout.FailuresTolerated(); ok {
+		if want, promises := promised(f.Pool); promises && tolerated < want {
+			why := "a device is missing"
+			if mixed {
+				why = "some block groups have another profile"
+			}
+			if tolerated == 0 {
+				l.add(Warning, "BtrfsPoolRedundancyLost", "Data is lost when one more device fails, though the profile promises to bear it: %s.", why)
+			} else {
+				l.add(Warning, "BtrfsPoolRedundancyLost", "Only %d more may fail, though the profile promises %d: %s.", tolerated, want, why)
+			}
+		}
+	}
+	if spread, ok := f.Spread.Get(); ok && spread.Concentration > l.thresholds.Concentration && len(spread.Fullest) > 1 && len(f.Pool.Devices) > len(spread.Fullest) {
+		var names []string
+		for _, id := range spread.Fullest {
+			names = append(names, deviceName(f.Pool, id))
+		}
+		l.add(Info, "BtrfsMetadataConcentrated", "%s of the metadata has all its copies on %s. Should these fail together, the pool is lost.", percent(spread.Concentration), list(names))
+	}
+}
+
+func (l *findings) space(f *factsOf) {
+	r, t := f.Report, l.thresholds
+	if r == nil {
+		return
+	}
+	free, usable := float64(r.FreeExpected), float64(r.Usable)
+	switch {
+	case free < t.FreeBytesCritical && free < t.FreeCritical*usable:
+		l.add(Critical, "BtrfsPoolFreeSpaceLow", "Only %s can still be written.", size(r.FreeExpected))
+	case free < t.FreeBytesWarning && free < t.FreeWarning*usable:
+		l.add(Warning, "BtrfsPoolFreeSpaceLow", "Only %s can still be written.", size(r.FreeExpected))
+	}
+	used, known := uint64(0), false
+	for _, kind := range []btrfs.BlockGroupType{btrfs.Metadata, btrfs.Mixed} {
+		if s := f.Pool.Space(kind); s != nil {
+			used, known = used+s.Used, true
+		}
+	}
+	if room := float64(r.MetadataFree); known {
+		share := room / max(room+float64(used), 1)
+		if severity, low := level(share, t.MetadataCritical, t.MetadataWarning); low {
+			l.add(severity, "BtrfsPoolMetadataSpaceLow", "There is room for %s of metadata only. Without it every write fails with \"No space left on device\", whatever df says.", size(r.MetadataFree))
+		}
+	}
+	if data := f.Pool.Space(btrfs.Data); data != nil && data.Total > 0 {
+		if full := float64(data.Used) / float64(data.Total); full > t.DataFull && float64(r.Free) <= 1.01*float64(data.Total-min(data.Total, data.Used)) {
+			l.add(Warning, "BtrfsChunkAllocationImminent", "The data block groups are %s full, and the devices have no room for another one.", percent(full))
+		}
+	}
+	if gain := r.FreeAfterBalance - min(r.FreeAfterBalance, r.Free); float64(gain) > t.Balance*usable {
+		l.add(Info, "BtrfsSpaceStranded", "Chunks lie so on the devices that %s cannot be allocated. A balance would give it back.", size(gain))
+	}
+}
+
+// level returns how bad it is that a value is low.
+func level(value, critical, warning float64) (s Severity, low bool) {
+	switch {
+	case value < critical:
+		return Critical, true
+	case value < warning:
+		return Warning, true
+	}
+	return Good, false
+}
+
+func (l *findings) forecast(f *history.Forecast) {
+	if f == nil {
+		return
+	}
+	t := l.thresholds
+	if days, ok := f.DaysToFull.Get(); ok {
+		if severity, low := level(days, t.DaysCritical, t.DaysWarning); low {
+			l.add(severity, "BtrfsPoolFillingUp", "As it filled up of late, the pool is full in %.1f days.", days)
+		} else if days < t.DaysInfo {
+			l.add(Info, "BtrfsPoolFillingUp", "As it filled up of late, the pool is full in %.1f days.", days)
+		}
+	}
+	if days, ok := f.MetadataDaysToFull.Get(); ok {
+		if severity, low := level(days, t.DaysCritical, t.DaysWarning); low {
+			l.add(severity, "BtrfsPoolMetadataFillingUp", "As it grew of late, there is no room for more metadata in %.1f days.", days)
+		}
+	}
+}
+
+func (l *findings) scrub(s *scrub.Status, now time.Time) {
+	if s == nil {
+		return
+	}
+	c := s.Counters()
+	switch {
+	case c.UncorrectableErrors > 0:
+		l.add(Critical, "BtrfsScrubErrorsUncorrectable", "A scrub found %s that no other copy could repair.", count(c.UncorrectableErrors, "error", "errors"))
+	case c.CorrectedErrors > 0 && !s.Options.ReadOnly:
+		l.add(Warning, "BtrfsScrubErrorsCorrected", "A scrub found errors and repaired %s from another copy. The data is good; the device, its cable or the memory may not be.", humanizeCount(c.CorrectedErrors))
+	case c.Errors() > 0:
+		l.add(Warning, "BtrfsScrubErrorsCorrected", "A scrub found %s.", count(c.Errors(), "error", "errors"))
+	}
+	if s.State == scrub.Failed {
+		l.add(Warning, "BtrfsScrubFailed", "The last scrub could not go to its end: %s", sentence(s.Reason))
+	}
+	if s.LastSuccess.IsZero() {
+		return // new pools have none yet, and when this one was made is not known
+	}
+	age := now.Sub(s.LastSuccess)
+	if severity, late := level(-age.Hours(), -l.thresholds.ScrubCritical.Hours(), -l.thresholds.ScrubWarning.Hours()); late {
+		l.add(severity, "BtrfsScrubOverdue", "The pool was last scrubbed %s ago. What rots meanwhile is found when its other copy is gone too.", span(age))
+	}
+}

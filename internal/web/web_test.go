@@ -1,0 +1,442 @@
+package web_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-kit/log"
+	"golang.org/x/net/html"
+
+	"github.com/btrfs-governor/btrfs-governor/alerts"
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
+	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
+	"github.com/btrfs-governor/btrfs-governor/internal/web"
+	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/scrub/damage"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
+)
+
+var now = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+
+const gib = 1 << 30
+
+// recorded are the pools of testdata, by label.
+func recorded(t *testing.T) map[string]collector.PoolReading {
+	t.Helper()
+	source, err := collector.NewRecordedSource("../../testdata/pools")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var enabled []string
+	for _, info := range collector.All() {
+		enabled = append(enabled, info.Name)
+	}
+	e, err := collector.New(collector.Config{Logger: log.NewNopLogger(), Source: source, Enabled: enabled})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.SetTimeout(time.Minute)
+	readings, err := e.Pools()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pools := make(map[string]collector.PoolReading)
+	for _, r := range readings {
+		pools[r.Label] = r
+	}
+	return pools
+}
+
+func renderer(t *testing.T) *web.Renderer {
+	t.Helper()
+	r, err := web.NewRenderer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// full is an input of which everything is known.
+func full(r collector.PoolReading) *web.Input {
+	in := &web.Input{
+		Reading: r, Read: now,
+		Scrub: &scrub.Status{
+			Pool: r.UUID, State: scrub.Running, Started: now.Add(-time.Hour), Progress: 0.421, Rate: 120 << 20, ETA: 90 * time.Minute,
+			LastSuccess: now.AddDate(0, 0, -20), Devices: []scrub.DeviceStatus{{DevID: 1, Counters: btrfs.ScrubCounters{CsumErrors: 3, CorrectedErrors: 2, UncorrectableErrors: 1}}},
+			Damage: &scrub.Damage{Errors: []scrub.DamagedBlock{
+				{DevID: 1, Files: []damage.DamagedFile{{Subvolume: "@home", Path: "photos/cat.jpg"}}},
+				{DevID: 1, Corrected: true, Files: []damage.DamagedFile{{Path: "music.flac"}}},
+			}},
+		},
+		Snapshots: &snapshot.Overview{
+			Configured: true, Next: now.Add(3 * time.Hour), Cleaning: btrfs.Some(2),
+			Subvolumes: []snapshot.SubvolumeOverview{{Subvolume: "@home", Count: 31, Newest: now.Add(-time.Hour), Oldest: now.AddDate(0, -5, 0)}},
+		},
+		Forecast: &history.Forecast{Time: now, DaysToFull: btrfs.Some(20.0)},
+	}
+	for day := range 30 {
+		in.History = append(in.History, history.Sample{Time: now.AddDate(0, 0, day-29), FreeExpected: btrfs.Some(uint64(50-day) * gib)})
+	}
+	return in
+}
+
+// draw draws the page of a pool.
+func draw(t *testing.T, in *web.Input, control web.Control) string {
+	t.Helper()
+	pool := web.Build(in, control, now)
+	var b bytes.Buffer
+	err := renderer(t).Page(&b, &web.Page{
+		Host: "attic", Version: "1.2.3", Metrics: "/metrics", Now: now, Control: control, Live: "/live", Pools: []*web.Pool{pool}, List: []*web.Pool{pool},
+	}, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func walk(n *html.Node, visit func(*html.Node)) {
+	visit(n)
+	for c := range n.ChildNodes() {
+		walk(c, visit)
+	}
+}
+
+func parse(t *testing.T, text string) *html.Node {
+	t.Helper()
+	doc, err := html.Parse(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// text is what a person reads, with single spaces.
+func text(n *html.Node) string {
+	var b strings.Builder
+	walk(n, func(n *html.Node) {
+		if n.Type == html.TextNode {
+			b.WriteString(n.Data + " ")
+		}
+	})
+	return strings.Join(strings.Fields(b.String()), " ")
+}
+
+// The policy allows no script and no style in the page, and nothing from elsewhere.
+func TestPagesLoadNothingButAssets(t *testing.T) {
+	for label, reading := range recorded(t) {
+		for i := range 4 * len(scrub.States()) {
+			control := web.Control(i % 4)
+			ids := make(map[string]int)
+			var refers []string
+			in := full(reading)
+			in.Scrub.State = scrub.States()[i/4]
+			walk(parse(t, draw(t, in, control)), func(n *html.Node) {
+				if n.Type != html.ElementNode {
+					return
+				}
+				for _, a := range n.Attr {
+					switch {
+					case a.Key == "style" || strings.HasPrefix(a.Key, "on"):
+						t.Errorf("%s: <%s %s> is against the policy", label, n.Data, a.Key)
+					case a.Key == "id":
+						ids[a.Val]++
+					case a.Key == "aria-labelledby" || a.Key == "for" || a.Key == "data-answer":
+						refers = append(refers, a.Val)
+					case a.Key == "src" || a.Key == "href" && n.Data == "link":
+						if !strings.HasPrefix(a.Val, "/assets/") {
+							t.Errorf("%s: <%s> loads %s", label, n.Data, a.Val)
+						}
+					case a.Key == "action" && !strings.HasPrefix(a.Val, "/"):
+						t.Errorf("%s: a form goes to %s", label, a.Val)
+					}
+				}
+				if n.Data == "style" || n.Data == "script" && n.FirstChild != nil {
+					t.Errorf("%s: there is an inline <%s>", label, n.Data)
+				}
+			})
+			for id, n := range ids {
+				if n > 1 {
+					t.Errorf("%s: id %s is there %d times", label, id, n)
+				}
+			}
+			for _, id := range refers {
+				if ids[id] == 0 {
+					t.Errorf("%s: nothing has the id %s", label, id)
+				}
+			}
+		}
+	}
+}
+
+func TestWhatPeopleWroteIsEscaped(t *testing.T) {
+	const evil = `"><script>alert(1)</script>`
+	reading := recorded(t)["attic"]
+	pool, facts := *reading.Facts.Pool, *reading.Facts
+	pool.Label, pool.Mountpoint = evil, "/mnt/"+evil
+	pool.Devices = slices.Clone(pool.Devices)
+	for i := range pool.Devices {
+		pool.Devices[i].Path, pool.Devices[i].Model, pool.Devices[i].Serial = "/dev/"+evil, evil, evil
+	}
+	facts.Pool = &pool
+	reading.Label, reading.Facts, reading.Err = evil, &facts, errors.New(evil)
+	in := full(reading)
+	in.Scrub.Reason = evil
+	in.Scrub.Damage.Errors[0].Files[0] = damage.DamagedFile{Subvolume: evil, Path: evil}
+	in.Snapshots.Subvolumes[0].Subvolume = evil
+	page := draw(t, in, web.Unlocked)
+	scripts, shown := 0, 0
+	walk(parse(t, page), func(n *html.Node) {
+		switch {
+		case n.Type == html.ElementNode && n.Data == "script":
+			scripts++
+		case n.Type == html.TextNode && strings.Contains(n.Data, evil):
+			shown++
+		}
+	})
+	if scripts != 1 {
+		t.Errorf("the page has %d scripts, want its own alone", scripts)
+	}
+	if shown < 10 {
+		t.Errorf("the text is shown %d times, want it at each place", shown)
+	}
+	var b bytes.Buffer
+	if err := renderer(t).Page(&b, &web.Page{Token: &web.TokenForm{Host: evil, Action: evil, Pool: evil, Error: evil}, Message: &web.Message{Text: evil}}, func() {}); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(b.String(), evil) {
+		t.Error("the form for the token does not escape")
+	}
+}
+
+func TestWhatOneMayDoIsWhatThereIs(t *testing.T) {
+	in := full(recorded(t)["attic"])
+	for control, want := range map[web.Control]struct{ there, absent []string }{
+		web.ReadOnly: {nil, []string{"<button id", "cat.jpg", "/session"}},
+		web.Insecure: {[]string{"over TLS"}, []string{"<button id", "cat.jpg", "/session"}},
+		web.Locked:   {[]string{"/pause", "/cancel", "/snapshot\"", "named once the token"}, []string{"cat.jpg", "/resume", "/scrub\"", "/session/end"}},
+		web.Unlocked: {[]string{"/pause", "/cancel", "@home/photos/cat.jpg", "music.flac (corrected)", "/session/end"}, []string{"named once the token"}},
+	} {
+		page := draw(t, in, control)
+		for _, s := range want.there {
+			if !strings.Contains(page, s) {
+				t.Errorf("control %d: %q is not there", control, s)
+			}
+		}
+		for _, s := range want.absent {
+			if strings.Contains(page, s) {
+				t.Errorf("control %d: %q is there", control, s)
+			}
+		}
+	}
+	for state, buttons := range map[scrub.State]string{
+		scrub.Idle: "scrub", scrub.Waiting: "pause cancel", scrub.Running: "pause cancel", scrub.Yielding: "pause cancel",
+		scrub.Paused: "resume cancel", scrub.Finished: "scrub", scrub.Cancelled: "scrub", scrub.Failed: "scrub",
+	} {
+		in.Scrub.State = state
+		s := web.Build(in, web.Unlocked, now).Scrub
+		var got []string
+		for _, b := range []struct {
+			there bool
+			name  string
+		}{{s.Start, "scrub"}, {s.Pause, "pause"}, {s.Resume, "resume"}, {s.Cancel, "cancel"}} {
+			if b.there {
+				got = append(got, b.name)
+			}
+		}
+		if strings.Join(got, " ") != buttons {
+			t.Errorf("a scrub that is %s has the buttons %v, want %s", state, got, buttons)
+		}
+	}
+	in.Scrub.State, in.Scrub.Foreign = scrub.Running, true
+	if s := web.Build(in, web.Unlocked, now).Scrub; s.Pause || s.Cancel || s.Start {
+		t.Error("the scrub of somebody else has buttons")
+	}
+}
+
+func TestPageSaysWhatIsKnown(t *testing.T) {
+	page := text(parse(t, draw(t, full(recorded(t)["attic"]), web.Locked)))
+	for _, want := range []string{
+		"You can still write 6.94 TiB", "df says 4.98 TiB",
+		"it is full in 20 days, on 16 December 2026",
+		"A scrub runs.", "42.1 %", "120 MiB/s", "about 90 minutes left",
+		"It found 3 errors, of which 1 could not be corrected.", "A scrub last went to its end 20 days ago",
+		"@home 31 60 minutes ago 5 months ago", "The next are due in 3 hours", "giving back the space of 2 deleted",
+		"Any one device may fail without the loss of a byte.",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page does not say %q: %s", want, page)
+		}
+	}
+}
+
+// Unknown is left out, never 0.
+func TestWhatIsNotKnownIsNotShown(t *testing.T) {
+	reading := recorded(t)["attic"]
+	for name, in := range map[string]*web.Input{
+		"nothing":         {Reading: collector.PoolReading{UUID: reading.UUID, Label: "attic", Err: errors.New("disk on fire")}, Read: now},
+		"only the layout": {Reading: collector.PoolReading{UUID: reading.UUID, Facts: &collector.Facts{Pool: &btrfs.Pool{UUID: reading.UUID, Devices: []btrfs.Device{{ID: 1}}}}}, Read: now},
+	} {
+		page := text(parse(t, draw(t, in, web.Locked)))
+		for _, never := range []string{"0 B", "0 %", "NaN", "0001", "<nil>"} {
+			if strings.Contains(page, never) {
+				t.Errorf("%s: the page says %q: %s", name, never, page)
+			}
+		}
+	}
+}
+
+func TestFindings(t *testing.T) {
+	pools := recorded(t)
+	quiet := func(reading collector.PoolReading) *web.Input { return &web.Input{Reading: reading, Read: now} }
+	change := func(label string, edit func(*btrfs.Pool, *collector.Facts)) *web.Input {
+		reading := pools[label]
+		facts, pool := *reading.Facts, *reading.Facts.Pool
+		pool.Devices, pool.Spaces = slices.Clone(pool.Devices), slices.Clone(pool.Spaces)
+		report := *facts.Report
+		facts.Pool, facts.Report = &pool, &report
+		edit(&pool, &facts)
+		reading.Facts = &facts
+		return quiet(reading)
+	}
+	scrubbed := func(s scrub.Status) *web.Input {
+		in := quiet(pools["media"])
+		in.Scrub = &s
+		return in
+	}
+	late := quiet(pools["media"])
+	late.Late, late.Read = true, now.Add(-time.Hour)
+	filling := quiet(pools["media"])
+	filling.Forecast = &history.Forecast{Time: now, DaysToFull: btrfs.Some(5.5), MetadataDaysToFull: btrfs.Some(0.5)}
+	tests := map[string]struct {
+		in   *web.Input
+		want string // severity, alert, and a part of the text
+	}{
+		"missing":        {quiet(pools["tank"]), "critical BtrfsDeviceMissing Device 1 is missing"},
+		"redundancy":     {quiet(pools["tank"]), "warning BtrfsPoolRedundancyLost a device is missing"},
+		"errors":         {quiet(pools["attic"]), "warning BtrfsDeviceErrors 1 corruption"},
+		"concentrated":   {quiet(pools["attic"]), "info BtrfsMetadataConcentrated 100 %"},
+		"mixed profiles": {quiet(pools["scratch"]), "warning BtrfsMixedProfiles raid1 and raid10"},
+		"no answer":      {quiet(collector.PoolReading{UUID: btrfs.UUID{1}, Err: errors.New("no answer after 10s")}), "critical BtrfsPoolNotAnswering No answer after 10s."},
+		"late":           {late, "critical BtrfsPoolNotAnswering has not answered for 60 minutes"},
+		"read-only":      {change("media", func(p *btrfs.Pool, _ *collector.Facts) { p.ReadOnly = btrfs.Some(true) }), "warning BtrfsPoolReadOnly read-only"},
+		"low": {change("media", func(_ *btrfs.Pool, f *collector.Facts) {
+			f.Report.FreeExpected, f.Report.Usable = 200*gib, 4000*gib
+		}), "warning BtrfsPoolFreeSpaceLow 200 GiB"},
+		"very low": {change("media", func(_ *btrfs.Pool, f *collector.Facts) {
+			f.Report.FreeExpected, f.Report.Usable = 20*gib, 4000*gib
+		}), "critical BtrfsPoolFreeSpaceLow 20.0 GiB"},
+		"metadata": {change("media", func(p *btrfs.Pool, f *collector.Facts) {
+			f.Report.MetadataFree = p.Space(btrfs.Metadata).Used / 50
+		}), "critical BtrfsPoolMetadataSpaceLow No space left"},
+		"balance": {change("media", func(_ *btrfs.Pool, f *collector.Facts) {
+			f.Report.FreeAfterBalance = f.Report.Free + f.Report.Usable/5
+		}), "info BtrfsSpaceStranded A balance would give it back"},
+		"filling":          {filling, "warning BtrfsPoolFillingUp 5.5 days"},
+		"metadata filling": {filling, "critical BtrfsPoolMetadataFillingUp 0.5 days"},
+		"uncorrectable":    {scrubbed(scrub.Status{State: scrub.Finished, Devices: []scrub.DeviceStatus{{Counters: btrfs.ScrubCounters{CsumErrors: 2, UncorrectableErrors: 2}}}}), "critical BtrfsScrubErrorsUncorrectable 2 errors"},
+		"corrected":        {scrubbed(scrub.Status{State: scrub.Finished, Devices: []scrub.DeviceStatus{{Counters: btrfs.ScrubCounters{CsumErrors: 2, CorrectedErrors: 2}}}}), "warning BtrfsScrubErrorsCorrected repaired 2"},
+		"failed":           {scrubbed(scrub.Status{State: scrub.Failed, Reason: "a disk is gone"}), "warning BtrfsScrubFailed A disk is gone."},
+		"overdue":          {scrubbed(scrub.Status{State: scrub.Finished, LastSuccess: now.AddDate(0, 0, -40)}), "warning BtrfsScrubOverdue 40 days"},
+		"long overdue":     {scrubbed(scrub.Status{State: scrub.Finished, LastSuccess: now.AddDate(0, 0, -100)}), "critical BtrfsScrubOverdue 3 months"},
+	}
+	for name, tt := range tests {
+		found := web.Findings(tt.in, now)
+		if !slices.IsSortedFunc(found, func(a, b web.Finding) int { return int(b.Severity) - int(a.Severity) }) {
+			t.Errorf("%s: the worst is not the first: %v", name, found)
+		}
+		words := strings.SplitN(tt.want, " ", 3)
+		ok := slices.ContainsFunc(found, func(f web.Finding) bool {
+			return f.Severity.String() == words[0] && f.Runbook == alerts.Runbook(words[1]) && strings.Contains(f.Text, words[2])
+		})
+		if !ok {
+			t.Errorf("%s: found %v, want %s", name, found, tt.want)
+		}
+		if !slices.Contains(alerts.Names(), words[1]) {
+			t.Errorf("there is no alert %s", words[1])
+		}
+	}
+	fresh := quiet(pools["media"])
+	fresh.Scrub = &scrub.Status{State: scrub.Idle}
+	if found := web.Findings(fresh, now); len(found) > 0 {
+		t.Errorf("a pool that is well: %v", found)
+	}
+}
+
+// The segments lie side by side, cover the device, and none is too thin to see.
+func TestBarsAreToScale(t *testing.T) {
+	for label, reading := range recorded(t) {
+		devices := web.Build(full(reading), web.Locked, now).Devices
+		largest := 0.0
+		for _, d := range devices.Rows {
+			x := 0.0
+			for _, s := range d.Bar.Segments {
+				if diff := s.X - x; diff > 0.01 || diff < -0.01 {
+					t.Errorf("%s: device %d: %s begins at %g, want %g", label, d.ID, s.Kind, s.X, x)
+				}
+				if s.Width < 2.99 {
+					t.Errorf("%s: device %d: %s is %g wide", label, d.ID, s.Kind, s.Width)
+				}
+				x += s.Width
+			}
+			if x > 1000.5 || x > d.Bar.Width+0.5 {
+				t.Errorf("%s: device %d is %g wide, want at most %g", label, d.ID, x, d.Bar.Width)
+			}
+			largest = max(largest, d.Bar.Width)
+		}
+		if largest < 999.9 || largest > 1000.5 {
+			t.Errorf("%s: the largest device is %g wide, want 1000", label, largest)
+		}
+		sizes := reading.Facts.Pool.Devices
+		for i, d := range devices.Rows {
+			want := 1000 * float64(sizes[i].Size.Value) / float64(slices.MaxFunc(sizes, func(a, b btrfs.Device) int {
+				return int(int64(a.Size.Value)>>10 - int64(b.Size.Value)>>10)
+			}).Size.Value)
+			if want > 20 && (d.Bar.Width < want*0.99 || d.Bar.Width > want*1.01) {
+				t.Errorf("%s: device %d is %g wide, want %g", label, d.ID, d.Bar.Width, want)
+			}
+		}
+	}
+}
+
+func TestSparkGoesOnToTheDayItIsFull(t *testing.T) {
+	in := full(recorded(t)["attic"])
+	s := web.Build(in, web.Locked, now).Space.Spark
+	if s == nil || s.From != "28 Oct" || s.To != "16 Dec" {
+		t.Fatalf("spark %+v, want one from 28 Oct to 16 Dec", s)
+	}
+	// 21 GiB of 50 are left now, and nothing in 20 days, at the right end.
+	if want := "355.1,58.0 600.0,100.0"; s.Forecast != want {
+		t.Errorf("the forecast is %s, want %s", s.Forecast, want)
+	}
+	in.History = in.History[:1]
+	if s := web.Build(in, web.Locked, now).Space.Spark; s != nil {
+		t.Errorf("one sample is drawn as %+v", s)
+	}
+}
+
+func TestWhatIfSaysWhatTheSimulationSays(t *testing.T) {
+	facts := recorded(t)["attic"].Facts
+	change := capacity.AddDevice{Size: 8 << 40}
+	report, _, err := capacity.WhatIf(facts.Pool, facts.Layout, change)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := web.WhatIf(facts, []capacity.Change{change}, 8<<40)
+	gain := fmt.Sprintf("%.2f TiB more could be written.", float64(report.FreeExpected-facts.Report.FreeExpected)/(1<<40))
+	if !strings.HasPrefix(a.Words, gain) || len(a.Bars) != len(facts.Pool.Devices)+1 || a.Rows[0].Now != "6.94 TiB" {
+		t.Errorf("the answer is %+v, want %q and a bar for each device", a, gain)
+	}
+	if last := a.Bars[len(a.Bars)-1]; last.Label != "the new device, 8.00 TiB" {
+		t.Errorf("the new device is called %q", last.Label)
+	}
+	if a := web.WhatIf(facts, []capacity.Change{capacity.ReplaceDevice{ID: 1, Size: gib}}, 0); !strings.Contains(a.Error, "smaller than the old one") {
+		t.Errorf("a replace that cannot be done: %+v", a)
+	}
+}
