@@ -116,8 +116,8 @@ type Advice struct {
 	Text                  string `json:"text"`
 }
 
-// ErrNoPool is what Advise returns for a pool that there is not.
-var ErrNoPool = errors.New("there is no such pool")
+// ErrNoPool is what Advise returns for a pool that this machine does not have.
+var ErrNoPool = errors.New("this machine has no such pool")
 
 // ActionsConfig is what Actions need. All of it must be set.
 type ActionsConfig struct {
@@ -128,7 +128,10 @@ type ActionsConfig struct {
 	Snapshots Snapshots
 	// Advise says what a balance of a pool would give back.
 	Advise func(pool btrfs.UUID) (Advice, error)
-	Now    func() time.Time
+	// Here tells whether a pool is of this machine, also one that is gone: an alert
+	// may say just that.
+	Here func(pool btrfs.UUID) bool
+	Now  func() time.Time
 }
 
 // Actions turns alerts into actions. Its methods may be called from any
@@ -191,7 +194,7 @@ func (a *Actions) Handle(ctx context.Context, m *Message, dryRun bool) ([]Outcom
 		if err != nil {
 			o.Result, o.Detail = resultOf(err), sentence(err)
 		}
-		if err != nil && o.Result == Failed && !errors.Is(err, scrub.ErrInvalid) && !errors.Is(err, snapshot.ErrInvalid) {
+		if o.Result == Failed && !errors.Is(err, scrub.ErrInvalid) && !errors.Is(err, snapshot.ErrInvalid) {
 			again++ // the others are refused the next time too
 		}
 		a.metrics.count(p.action.Name, o.Result)
@@ -283,13 +286,18 @@ func printable(text string) string {
 // handle does an action for an alert, and says in the outcome what came of it; with
 // an error nothing did.
 func (h *handling) handle(ctx context.Context, p pair, o *Outcome) error {
-	// The alert of an exporter that is down is of no pool.
-	pool, err := btrfs.ParseUUID(p.alert.Labels["uuid"])
-	if err != nil && p.action.Kind != Webhook {
-		o.Result, o.Detail = Failed, "The alert has no label uuid that names a pool."
-		return nil // it will not have one the next time either
-	}
-	if err == nil {
+	// One Alertmanager of many machines may send all alerts to each.
+	label := p.alert.Labels["uuid"]
+	pool, err := btrfs.ParseUUID(label)
+	switch {
+	case label == "" && p.action.Kind == Webhook:
+		// The alert of an exporter that is down is of no pool.
+	case err != nil:
+		o.Result, o.Detail = UnknownPool, "The alert has no label uuid that names a pool."
+		return nil
+	case p.action.Kind == Webhook && !h.cfg.Here(pool):
+		return fmt.Errorf("pool %s: %w", pool, ErrNoPool)
+	default:
 		o.Pool = pool.String()
 	}
 	if h.dryRun || p.action.DryRun {

@@ -70,7 +70,8 @@ func (m *machine) start(actions ...alertmanager.Action) {
 		Advise: func(pool btrfs.UUID) (alertmanager.Advice, error) {
 			return alertmanager.Advice{FreeBytes: 1, FreeAfterBalanceBytes: 5, Command: "btrfs balance start -d /srv", Text: "A balance gives back 4 B."}, m.ask("advise", pool)
 		},
-		Now: func() time.Time { return m.now },
+		Here: func(pool btrfs.UUID) bool { return pool.String() == attic || pool.String() == barn },
+		Now:  func() time.Time { return m.now },
 	})
 	must(m.t, err)
 	m.SetActions(actions)
@@ -258,7 +259,7 @@ func TestPoolComesFromTheLabelAlone(t *testing.T) {
 		a.Labels["uuid"] = bad
 		// What else the labels say means nothing.
 		a.Labels["mode"], a.Labels["pool"], a.Labels["action"] = "full", barn, "snapshot"
-		m.expect(fmt.Sprintf("uuid %q", bad), m.handle(a), results{alertmanager.Failed})
+		m.expect(fmt.Sprintf("uuid %q", bad), m.handle(a), results{alertmanager.UnknownPool})
 	}
 }
 
@@ -349,6 +350,30 @@ func TestFailedJobDoesNotEndTheCoolDownOfALaterOne(t *testing.T) {
 	m.expect("another", m.handle(other), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1")
 	m.endJobs(job.Succeeded)
 	m.expect("the first again", m.handle(overdue), results{alertmanager.CoolingDown})
+}
+
+// One Alertmanager sends the alerts of all machines to each of them.
+func TestAlertsOfOtherMachinesAreNotPosted(t *testing.T) {
+	var posted []string
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		var p alertmanager.Posted
+		if err := json.NewDecoder(r.Body).Decode(&p); err != nil {
+			t.Error(err)
+		}
+		posted = append(posted, p.Alert.Labels["uuid"])
+	}))
+	t.Cleanup(server.Close)
+	m := newMachine(t, alertmanager.Action{Name: "lights", Match: matchers(t, `alertname="BtrfsPoolVanished"`), Kind: alertmanager.Webhook, URL: server.URL, Client: server.Client()})
+	m.expect("alerts of all machines",
+		m.handle(alert("BtrfsPoolVanished", "5f1c0de3-1111-4222-8333-444455556666"), alert("BtrfsPoolVanished", attic), alert("BtrfsPoolVanished", "nonsense"), alert("BtrfsPoolVanished", "")),
+		results{alertmanager.UnknownPool, alertmanager.Started, alertmanager.UnknownPool, alertmanager.Started})
+	if want := []string{attic, ""}; !slices.Equal(posted, want) {
+		t.Errorf("posted for %q, want %q", posted, want)
+	}
+	outcomes, err := m.Handle(context.Background(), message(alert("BtrfsPoolVanished", "5f1c0de3-1111-4222-8333-444455556666")), true)
+	if err != nil || outcomes[0].Result != alertmanager.UnknownPool {
+		t.Errorf("a dry run says %+v, %v", outcomes, err)
+	}
 }
 
 // A crash after the scrub was started, and before that was noted.
