@@ -71,7 +71,8 @@ const (
 	// have begun long before what the alert is about.
 	AlreadyRunning Result = "already_running"
 	DryRun         Result = "dry_run"
-	// Duplicate is an alert for which it was done: Alertmanager repeats them.
+	// Duplicate is an alert for which it was done: Alertmanager repeats them, and a
+	// message may have several about one pool.
 	Duplicate   Result = "duplicate"
 	CoolingDown Result = "cooling_down"
 	UnknownPool Result = "unknown_pool" // the alert is of none of this machine
@@ -186,7 +187,7 @@ var ErrNotDone = errors.New("not all could be done")
 // ctx is done it begins nothing more: what it did not come to has failed.
 func (a *Actions) Handle(ctx context.Context, m *Message, dryRun bool) ([]Outcome, error) {
 	outcomes := []Outcome{}
-	h := handling{Actions: a, dryRun: dryRun, gaveUp: make(map[*Action]bool)}
+	h := handling{Actions: a, dryRun: dryRun, served: make(map[doingKey]once), gaveUp: make(map[*Action]bool)}
 	again := 0
 	for _, p := range a.pairs(m) {
 		o := Outcome{Action: p.action.Name, Kind: p.action.Kind, Alert: p.alert.Labels[model.AlertNameLabel], Fingerprint: p.alert.Fingerprint}
@@ -211,9 +212,18 @@ func (a *Actions) Handle(ctx context.Context, m *Message, dryRun bool) ([]Outcom
 type handling struct {
 	*Actions
 	dryRun bool
+	// served is what was done for a pool: once for all alerts of the message that ask
+	// for it, such as one for each device.
+	served map[doingKey]once
 	// gaveUp are the webhooks that failed: one that does not answer must not use up
 	// the time of the others, alert by alert.
 	gaveUp map[*Action]bool
+}
+
+// once is what came of an action that serves more than one alert.
+type once struct {
+	Outcome
+	err error
 }
 
 // pair is an alert and an action that it matches.
@@ -301,26 +311,53 @@ func (h *handling) handle(ctx context.Context, p pair, o *Outcome) error {
 		o.Pool = pool.String()
 	}
 	if h.dryRun || p.action.DryRun {
-		o.Result = DryRun
-		o.Detail, err = h.plan(ctx, p.action, pool)
-		return err
+		return h.serve(p, o, "It would be done for another alert of the message, about the same pool.", func() (err error) {
+			o.Result = DryRun
+			o.Detail, err = h.plan(ctx, p.action, pool)
+			return err
+		})
 	}
-
 	line := memoryLine{Action: o.Action, Fingerprint: o.Fingerprint, Pool: o.Pool, Since: p.alert.StartsAt, At: h.cfg.Now()}
 	if !h.begin(o, p.action, &line) {
 		return nil
 	}
-	err = h.do(ctx, p, pool, o)
-	if err != nil {
-		o.Result = Failed
+	defer h.end(o, &line)
+	return h.serve(p, o, "It was done for another alert of the message, about the same pool.", func() error {
+		return h.do(ctx, p, pool, o)
+	})
+}
+
+// serve calls do, unless that was done for another alert of the message; then it
+// says so. A webhook gets each alert.
+func (h *handling) serve(p pair, o *Outcome, other string, do func() error) error {
+	key := doingKey{o.Action, o.Pool}
+	first, served := h.served[key]
+	if !served {
+		first.err = do()
+		if first.err != nil {
+			o.Result = Failed
+		}
+		first.Outcome = *o
+		if p.action.Kind != Webhook {
+			h.served[key] = first
+		}
+		return first.err
 	}
-	h.end(o, &line)
-	return err
+	o.Result, o.Detail, o.Job = first.Result, first.Detail, first.Job
+	switch o.Result {
+	case Started:
+		o.Result, o.Detail = Duplicate, other
+	case DryRun:
+		o.Detail = other
+	}
+	return first.err
 }
 
 // begin takes the place of an action that is to be done; if it is not to be, the
 // outcome says why.
-func (a *Actions) begin(o *Outcome, action *Action, line *memoryLine) bool {
+func (h *handling) begin(o *Outcome, action *Action, line *memoryLine) bool {
+	_, served := h.served[line.doing()]
+	a := h.Actions
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	under, busy := a.doing[line.doing()]
@@ -329,7 +366,7 @@ func (a *Actions) begin(o *Outcome, action *Action, line *memoryLine) bool {
 		o.Result = Duplicate
 	case busy:
 		o.Result, o.Detail = CoolingDown, "The action is being done for this pool."
-	case a.done.coolsDown(line, action.CoolDown):
+	case !served && a.done.coolsDown(line, action.CoolDown):
 		o.Result, o.Detail = CoolingDown, fmt.Sprintf("The action was done for this pool less than %s ago.", action.CoolDown)
 	default:
 		a.doing[line.doing()] = line.Fingerprint
@@ -344,7 +381,7 @@ func (a *Actions) end(o *Outcome, line *memoryLine) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.doing, line.doing())
-	if o.Result != Started {
+	if o.Result != Started && o.Result != Duplicate {
 		return
 	}
 	line.Job = o.Job

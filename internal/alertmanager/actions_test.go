@@ -340,6 +340,53 @@ func TestJobThatFailedIsTriedAgain(t *testing.T) {
 	}
 }
 
+// Each device of a pool may have an alert of its own.
+func TestOneScrubServesAllAlertsOfAMessage(t *testing.T) {
+	const asked = "scrub auto within 48h0m0s 5f1c0de1"
+	var errs []alertmanager.Alert
+	for devid := range 4 {
+		a := alert("BtrfsScrubOverdue", attic)
+		a.Labels["devid"], a.Fingerprint = fmt.Sprint(devid), fmt.Sprintf("%016x", devid)
+		errs = append(errs, a)
+	}
+	first := results{alertmanager.Started, alertmanager.Duplicate, alertmanager.Duplicate, alertmanager.Duplicate}
+	all := results{alertmanager.Duplicate, alertmanager.Duplicate, alertmanager.Duplicate, alertmanager.Duplicate}
+	for _, coolDown := range []time.Duration{0, 12 * time.Hour} {
+		action := scrubAction(t)
+		action.CoolDown = coolDown
+		m := newMachine(t, action)
+		outcomes, err := m.Handle(context.Background(), message(errs...), true)
+		must(t, err)
+		if len(outcomes) != 4 || outcomes[0].Detail != "It would read it all." || outcomes[3].Result != alertmanager.DryRun || outcomes[3].Detail != "It would be done for another alert of the message, about the same pool." {
+			t.Errorf("a dry run says %+v", outcomes)
+		}
+		m.expect("a dry run", nil, nil, "plan scrub 5f1c0de1")
+
+		m.fails = errors.New("the state directory is full")
+		outcomes, err = m.Handle(context.Background(), message(errs...), false)
+		if !errors.Is(err, alertmanager.ErrNotDone) || outcomes[3].Result != alertmanager.Failed || outcomes[3].Detail != "The state directory is full." {
+			t.Errorf("what fails gives %+v, %v", outcomes, err)
+		}
+		m.fails = nil
+
+		outcomes, err = m.Handle(context.Background(), message(append(errs[:4:4], alert("BtrfsScrubOverdue", barn))...), false)
+		must(t, err)
+		if last := outcomes[3]; last.Job == "" || last.Job != outcomes[0].Job || last.Detail != "It was done for another alert of the message, about the same pool." {
+			t.Errorf("the last alert of the pool gives %+v", last)
+		}
+		var got results
+		for i := range outcomes {
+			got = append(got, outcomes[i].Result)
+		}
+		m.expect("the message", got, append(first[:4:4], alertmanager.Started), asked, "scrub auto within 48h0m0s 5f1c0de2")
+		m.now = m.now.Add(24 * time.Hour)
+		m.start(action)
+		m.expect("its repetition, after the cool-down and a restart", m.handle(errs...), all)
+		m.endJobs(job.Failed)
+		m.expect("the scrub failed", m.handle(errs...), first, asked)
+	}
+}
+
 // A job that failed long ago is of no account where the action was done since.
 func TestFailedJobDoesNotEndTheCoolDownOfALaterOne(t *testing.T) {
 	m := newMachine(t, scrubAction(t))
