@@ -27,7 +27,10 @@ func adviceOf(exporter *collector.Exporter) func(btrfs.UUID) (alertmanager.Advic
 			}
 			return advise(r.Facts), nil
 		}
-		return alertmanager.Advice{}, errors.Join(fmt.Errorf("pool %s: %w", uuid, alertmanager.ErrNoPool), err)
+		if err != nil { // it may be there all the same
+			return alertmanager.Advice{}, fmt.Errorf("pool %s: %w", uuid, err)
+		}
+		return alertmanager.Advice{}, fmt.Errorf("pool %s: %w", uuid, alertmanager.ErrNoPool)
 	}
 }
 

@@ -1,12 +1,19 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/go-kit/log"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
 	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
 )
 
 func TestAdviceOnABalance(t *testing.T) {
@@ -28,5 +35,27 @@ func TestAdviceOnABalance(t *testing.T) {
 		if a := advise(facts(1<<30, after, "/srv")); a.Command != "" || !strings.Contains(a.Text, "not worth it") {
 			t.Errorf("after a balance %d bytes are free: %+v", after, a)
 		}
+	}
+}
+
+func TestPoolIsOfThisMachineWhenItIsGoneToo(t *testing.T) {
+	sys := t.TempDir()
+	past, err := history.Open(log.NewNopLogger(), state.NewDir(t.TempDir()), time.Now)
+	must(t, err)
+	here := poolsHere(btrfs.NewClient(btrfs.Paths{Sys: sys}), past)
+	pool := btrfs.UUID{0x5f, 0x1c, 0x0d, 0xe1}
+	if here(pool) {
+		t.Error("a pool of another machine is taken for one of this machine")
+	}
+	dir := filepath.Join(sys, "fs", "btrfs", pool.String())
+	must(t, os.MkdirAll(dir, 0o755))
+	must(t, os.WriteFile(filepath.Join(dir, "exclusive_operation"), []byte("none\n"), 0o600))
+	if !here(pool) {
+		t.Error("a pool that is mounted is not taken for one of this machine")
+	}
+	must(t, past.Add(pool, history.Sample{Time: time.Now(), Used: btrfs.Some[uint64](1)}))
+	must(t, os.RemoveAll(dir))
+	if !here(pool) {
+		t.Error("a pool that is gone is not taken for one of this machine")
 	}
 }

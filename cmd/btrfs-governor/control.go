@@ -74,10 +74,10 @@ func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client
 		k.history, err = history.Open(logger, state.NewDir(c.stateDir), time.Now)
 	}
 	if err == nil {
-		k.actions, err = newActions(logger, c.stateDir, k, exporter)
+		k.actions, err = newActions(logger, c.stateDir, k, exporter, client)
 	}
 	if err == nil {
-		watch := &workWatch{client: client, scrubs: k.scrubs, now: time.Now}
+		watch := newWorkWatch(client, k.scrubs, time.Now)
 		k.silencer, err = alertmanager.NewSilencer(alertmanager.SilenceSettings{}, alertmanager.DefaultSilenceTiming(), watch.work, time.Now, logger)
 	}
 	if err == nil {
@@ -117,15 +117,25 @@ func newControl(logger log.Logger, client *btrfs.Client, paths btrfs.Paths, dir 
 }
 
 // newActions makes what acts on alerts.
-func newActions(logger log.Logger, stateDir string, k *control, exporter *collector.Exporter) (*alertmanager.Actions, error) {
+func newActions(logger log.Logger, stateDir string, k *control, exporter *collector.Exporter, client *btrfs.Client) (*alertmanager.Actions, error) {
 	actions, err := alertmanager.NewActions(alertmanager.ActionsConfig{
-		Logger: logger, State: state.NewDir(stateDir), Jobs: k.jobs, Scrubs: k.scrubs, Snapshots: k.snapshots, Advise: adviceOf(exporter), Now: time.Now,
+		Logger: logger, State: state.NewDir(stateDir), Jobs: k.jobs, Scrubs: k.scrubs, Snapshots: k.snapshots,
+		Advise: adviceOf(exporter), Here: poolsHere(client, k.history), Now: time.Now,
 	})
 	if errors.Is(err, state.ErrDamaged) {
 		level.Warn(logger).Log("msg", "It is not known of all alerts what was done about them", "err", err)
 		err = nil
 	}
 	return actions, err
+}
+
+// poolsHere returns what tells whether a pool is of this machine: it is mounted, or
+// has a history here. It waits for no disk.
+func poolsHere(client *btrfs.Client, past *history.Store) func(btrfs.UUID) bool {
+	return func(pool btrfs.UUID) bool {
+		_, err := client.ExclusiveOperation(pool) // it is in sysfs while the pool is mounted
+		return !errors.Is(err, fs.ErrNotExist) || len(past.Samples(pool, time.Time{}, 1)) > 0
+	}
 }
 
 // freeOf returns what btrfs_pool_free_bytes says of a pool.

@@ -14,9 +14,9 @@ type workWatch struct {
 	client *btrfs.Client
 	scrubs *scrub.Runner
 	now    func() time.Time
-	// seen is when an operation was first seen, of those that do not say when they
+	// seen is what the last look found of operations that do not say when they
 	// began: a balance never does.
-	seen map[workKey]time.Time
+	seen map[workKey]sighting
 }
 
 type workKey struct {
@@ -24,22 +24,22 @@ type workKey struct {
 	operation string
 }
 
+func newWorkWatch(client *btrfs.Client, scrubs *scrub.Runner, now func() time.Time) *workWatch {
+	return &workWatch{client: client, scrubs: scrubs, now: now, seen: make(map[workKey]sighting)}
+}
+
+// sighting is since when an operation has been seen to run; zero of one that was
+// seen not to.
+type sighting struct {
+	since   time.Time
+	earlier bool // it ran when it was first looked at
+}
+
 // work returns what runs now: scrubs, those of others too, and balances. What
-// waits or is paused leaves the disks alone.
+// waits or is paused leaves the disks alone. What cannot be read is as it was.
 func (w *workWatch) work() []alertmanager.Work {
 	mounts, _ := w.client.Mounts() // what was found is good
 	var all []alertmanager.Work
-	seen := make(map[workKey]time.Time)
-	add := func(pool btrfs.UUID, operation string, since time.Time) {
-		key := workKey{pool, operation}
-		if since.IsZero() {
-			if since = w.seen[key]; since.IsZero() {
-				since = w.now()
-			}
-			seen[key] = since
-		}
-		all = append(all, alertmanager.Work{Pool: pool, Label: w.client.Label(pool), Operation: operation, Since: since})
-	}
 	done := make(map[btrfs.UUID]bool)
 	for i := range mounts {
 		pool := mounts[i].UUID
@@ -47,15 +47,36 @@ func (w *workWatch) work() []alertmanager.Work {
 			continue
 		}
 		done[pool] = true
+		scrubs, balances := workKey{pool, "scrub"}, workKey{pool, "balance"}
 		if s, err := w.scrubs.Status(pool); err == nil && (s.State == scrub.Running || s.State == scrub.Yielding) {
-			add(pool, "scrub", s.Started)
+			all = append(all, w.runs(scrubs, s.Started))
+		} else {
+			w.seen[scrubs] = sighting{}
 		}
-		if op, err := w.client.ExclusiveOperation(pool); err == nil && op == "balance" {
-			add(pool, "balance", time.Time{})
+		op, err := w.client.ExclusiveOperation(pool)
+		switch {
+		case err != nil && !w.seen[balances].since.IsZero(), op == "balance":
+			all = append(all, w.runs(balances, time.Time{}))
+		case err != nil, op == "balance paused": // the same one may go on
+		default:
+			w.seen[balances] = sighting{}
 		}
 	}
-	w.seen = seen
 	return all
+}
+
+// runs returns the work that an operation is which runs; since may be zero.
+func (w *workWatch) runs(key workKey, since time.Time) alertmanager.Work {
+	work := alertmanager.Work{Pool: key.pool, Label: w.client.Label(key.pool), Operation: key.operation, Since: since}
+	if since.IsZero() {
+		s, known := w.seen[key]
+		if s.since.IsZero() {
+			s = sighting{since: w.now(), earlier: !known}
+			w.seen[key] = s
+		}
+		work.Since, work.Earlier = s.since, s.earlier
+	}
+	return work
 }
 
 // wakeOnEvents has the silences looked at when a scrub changes, and not only every

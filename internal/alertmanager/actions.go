@@ -65,10 +65,14 @@ type Result string
 
 // The results.
 const (
-	Started        Result = "started"         // or done, where it is done at once
-	AlreadyRunning Result = "already_running" // what it asks for is under way
+	Started Result = "started" // or done, where it is done at once
+	// AlreadyRunning is where what it asks for is under way for somebody else. If the
+	// alert comes again after that, it is done: that one may have been cancelled, or
+	// have begun long before what the alert is about.
+	AlreadyRunning Result = "already_running"
 	DryRun         Result = "dry_run"
-	// Duplicate is an alert for which it was done: Alertmanager repeats them.
+	// Duplicate is an alert for which it was done: Alertmanager repeats them, and a
+	// message may have several about one pool.
 	Duplicate   Result = "duplicate"
 	CoolingDown Result = "cooling_down"
 	UnknownPool Result = "unknown_pool" // the alert is of none of this machine
@@ -113,8 +117,8 @@ type Advice struct {
 	Text                  string `json:"text"`
 }
 
-// ErrNoPool is what Advise returns for a pool that there is not.
-var ErrNoPool = errors.New("there is no such pool")
+// ErrNoPool is what Advise returns for a pool that this machine does not have.
+var ErrNoPool = errors.New("this machine has no such pool")
 
 // ActionsConfig is what Actions need. All of it must be set.
 type ActionsConfig struct {
@@ -125,7 +129,10 @@ type ActionsConfig struct {
 	Snapshots Snapshots
 	// Advise says what a balance of a pool would give back.
 	Advise func(pool btrfs.UUID) (Advice, error)
-	Now    func() time.Time
+	// Here tells whether a pool is of this machine, also one that is gone: an alert
+	// may say just that.
+	Here func(pool btrfs.UUID) bool
+	Now  func() time.Time
 }
 
 // Actions turns alerts into actions. Its methods may be called from any
@@ -151,7 +158,10 @@ type doingKey struct{ action, of string }
 func NewActions(cfg ActionsConfig) (*Actions, error) {
 	a := &Actions{cfg: cfg, metrics: newActionMetrics(), doing: make(map[doingKey]string)}
 	var err error
-	a.done, err = openMemory(cfg.State, cfg.Now())
+	a.done, err = openMemory(cfg.State, cfg.Now(), func(id string) bool {
+		j, err := cfg.Jobs.Get(id) // one that is no longer known ended long ago
+		return err == nil && j.State == job.Failed
+	})
 	if err != nil && !errors.Is(err, state.ErrDamaged) {
 		return nil, err
 	}
@@ -173,14 +183,62 @@ func (a *Actions) SetActions(actions []Action) {
 var ErrNotDone = errors.New("not all could be done")
 
 // Handle does what is configured for the firing alerts of a message. It does
-// nothing for one that is resolved. With dryRun it only says what it would do. It
-// stops when ctx is done.
+// nothing for one that is resolved. With dryRun it only says what it would do. When
+// ctx is done it begins nothing more: what it did not come to has failed.
 func (a *Actions) Handle(ctx context.Context, m *Message, dryRun bool) ([]Outcome, error) {
+	outcomes := []Outcome{}
+	h := handling{Actions: a, dryRun: dryRun, served: make(map[doingKey]once), gaveUp: make(map[*Action]bool)}
+	again := 0
+	for _, p := range a.pairs(m) {
+		o := Outcome{Action: p.action.Name, Kind: p.action.Kind, Alert: p.alert.Labels[model.AlertNameLabel], Fingerprint: p.alert.Fingerprint}
+		err := h.handle(ctx, p, &o)
+		if err != nil {
+			o.Result, o.Detail = resultOf(err), sentence(err)
+		}
+		if o.Result == Failed && !errors.Is(err, scrub.ErrInvalid) && !errors.Is(err, snapshot.ErrInvalid) {
+			again++ // the others are refused the next time too
+		}
+		a.metrics.count(p.action.Name, o.Result)
+		a.log(&o, err)
+		outcomes = append(outcomes, o)
+	}
+	if again > 0 && !dryRun {
+		return outcomes, fmt.Errorf("%w (%d of %d failed)", ErrNotDone, again, len(outcomes))
+	}
+	return outcomes, nil
+}
+
+// handling is what is known while one message is handled.
+type handling struct {
+	*Actions
+	dryRun bool
+	// served is what was done for a pool: once for all alerts of the message that ask
+	// for it, such as one for each device.
+	served map[doingKey]once
+	// gaveUp are the webhooks that failed: one that does not answer must not use up
+	// the time of the others, alert by alert.
+	gaveUp map[*Action]bool
+}
+
+// once is what came of an action that serves more than one alert.
+type once struct {
+	Outcome
+	err error
+}
+
+// pair is an alert and an action that it matches.
+type pair struct {
+	action *Action
+	alert  *Alert
+}
+
+// pairs returns what is to be done about a message, in the order in which it is:
+// a webhook waits for others, so it comes after what this machine does itself.
+func (a *Actions) pairs(m *Message) []pair {
 	a.mu.Lock()
 	actions := a.actions
 	a.mu.Unlock()
-	outcomes := []Outcome{}
-	var failed error
+	var own, webhooks []pair
 	for i := range m.Alerts {
 		alert := &m.Alerts[i]
 		if alert.Status != Firing {
@@ -189,23 +247,16 @@ func (a *Actions) Handle(ctx context.Context, m *Message, dryRun bool) ([]Outcom
 		set := labelSet(alert.Labels)
 		for j := range actions {
 			action := &actions[j]
-			if !action.Match.Matches(set) {
-				continue
+			switch {
+			case !action.Match.Matches(set):
+			case action.Kind == Webhook:
+				webhooks = append(webhooks, pair{action, alert})
+			default:
+				own = append(own, pair{action, alert})
 			}
-			if ctx.Err() != nil {
-				return outcomes, fmt.Errorf("%w in time", ErrNotDone)
-			}
-			outcome, err := a.handle(ctx, action, alert, dryRun || action.DryRun)
-			a.metrics.count(action.Name, outcome.Result)
-			a.log(&outcome)
-			outcomes = append(outcomes, outcome)
-			failed = errors.Join(failed, err)
 		}
 	}
-	if failed != nil {
-		return outcomes, fmt.Errorf("%w: %w", ErrNotDone, failed)
-	}
-	return outcomes, nil
+	return append(own, webhooks...)
 }
 
 func labelSet(from map[string]string) model.LabelSet {
@@ -216,7 +267,7 @@ func labelSet(from map[string]string) model.LabelSet {
 	return set
 }
 
-func (a *Actions) log(o *Outcome) {
+func (a *Actions) log(o *Outcome, err error) {
 	l := level.Info(a.cfg.Logger)
 	switch o.Result {
 	case Duplicate, CoolingDown, UnknownPool:
@@ -224,7 +275,12 @@ func (a *Actions) log(o *Outcome) {
 	case Failed:
 		l = level.Warn(a.cfg.Logger)
 	}
-	l.Log("msg", "Alert", "action", o.Action, "alert", printable(o.Alert), "fingerprint", o.Fingerprint, "pool", o.Pool, "result", o.Result, "detail", o.Detail, "job", o.Job)
+	if err != nil {
+		l = log.With(l, "err", err)
+	} else {
+		l = log.With(l, "detail", o.Detail)
+	}
+	l.Log("msg", "Alert", "action", o.Action, "alert", printable(o.Alert), "fingerprint", o.Fingerprint, "pool", o.Pool, "result", o.Result, "job", o.Job)
 }
 
 // printable bounds what an alert can have us write.
@@ -237,47 +293,71 @@ func printable(text string) string {
 	return text
 }
 
-// handle does an action for an alert. The error tells that the message is to come
-// again.
-func (a *Actions) handle(ctx context.Context, action *Action, alert *Alert, dryRun bool) (Outcome, error) {
-	o := Outcome{Action: action.Name, Kind: action.Kind, Alert: alert.Labels[model.AlertNameLabel], Fingerprint: alert.Fingerprint}
-	// The alert of an exporter that is down is of no pool.
-	pool, err := btrfs.ParseUUID(alert.Labels["uuid"])
-	if err != nil && action.Kind != Webhook {
-		o.Result, o.Detail = Failed, "The alert has no label uuid that names a pool."
-		return o, nil // it will not have one the next time either
-	}
-	if err == nil {
+// handle does an action for an alert, and says in the outcome what came of it; with
+// an error nothing did.
+func (h *handling) handle(ctx context.Context, p pair, o *Outcome) error {
+	// One Alertmanager of many machines may send all alerts to each.
+	label := p.alert.Labels["uuid"]
+	pool, err := btrfs.ParseUUID(label)
+	switch {
+	case label == "" && p.action.Kind == Webhook:
+		// The alert of an exporter that is down is of no pool.
+	case err != nil:
+		o.Result, o.Detail = UnknownPool, "The alert has no label uuid that names a pool."
+		return nil
+	case p.action.Kind == Webhook && !h.cfg.Here(pool):
+		return fmt.Errorf("pool %s: %w", pool, ErrNoPool)
+	default:
 		o.Pool = pool.String()
 	}
-	if dryRun {
-		o.Result = DryRun
-		o.Detail, err = a.plan(ctx, action, pool)
-		if err != nil {
-			o.Result, o.Detail = resultOf(err), sentence(err)
-		}
-		return o, nil
+	if h.dryRun || p.action.DryRun {
+		return h.serve(p, o, "It would be done for another alert of the message, about the same pool.", func() (err error) {
+			o.Result = DryRun
+			o.Detail, err = h.plan(ctx, p.action, pool)
+			return err
+		})
 	}
+	line := memoryLine{Action: o.Action, Fingerprint: o.Fingerprint, Pool: o.Pool, Since: p.alert.StartsAt, At: h.cfg.Now()}
+	if !h.begin(o, p.action, &line) {
+		return nil
+	}
+	defer h.end(o, &line)
+	return h.serve(p, o, "It was done for another alert of the message, about the same pool.", func() error {
+		return h.do(ctx, p, pool, o)
+	})
+}
 
-	line := memoryLine{Action: action.Name, Fingerprint: alert.Fingerprint, Pool: o.Pool, Since: alert.StartsAt, At: a.cfg.Now()}
-	if !a.begin(&o, action, &line) {
-		return o, nil
-	}
-	o.Result, o.Detail, o.Job, err = a.do(ctx, action, pool, alert)
-	again := err
-	if err != nil {
-		o.Result, o.Detail = resultOf(err), sentence(err)
-		if o.Result == UnknownPool || errors.Is(err, scrub.ErrInvalid) || errors.Is(err, snapshot.ErrInvalid) {
-			again = nil // it is refused the next time too
+// serve calls do, unless that was done for another alert of the message; then it
+// says so. A webhook gets each alert.
+func (h *handling) serve(p pair, o *Outcome, other string, do func() error) error {
+	key := doingKey{o.Action, o.Pool}
+	first, served := h.served[key]
+	if !served {
+		first.err = do()
+		if first.err != nil {
+			o.Result = Failed
 		}
+		first.Outcome = *o
+		if p.action.Kind != Webhook {
+			h.served[key] = first
+		}
+		return first.err
 	}
-	a.end(&o, &line)
-	return o, again
+	o.Result, o.Detail, o.Job = first.Result, first.Detail, first.Job
+	switch o.Result {
+	case Started:
+		o.Result, o.Detail = Duplicate, other
+	case DryRun:
+		o.Detail = other
+	}
+	return first.err
 }
 
 // begin takes the place of an action that is to be done; if it is not to be, the
 // outcome says why.
-func (a *Actions) begin(o *Outcome, action *Action, line *memoryLine) bool {
+func (h *handling) begin(o *Outcome, action *Action, line *memoryLine) bool {
+	_, served := h.served[line.doing()]
+	a := h.Actions
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	under, busy := a.doing[line.doing()]
@@ -286,7 +366,7 @@ func (a *Actions) begin(o *Outcome, action *Action, line *memoryLine) bool {
 		o.Result = Duplicate
 	case busy:
 		o.Result, o.Detail = CoolingDown, "The action is being done for this pool."
-	case a.done.coolsDown(line, action.CoolDown):
+	case !served && a.done.coolsDown(line, action.CoolDown):
 		o.Result, o.Detail = CoolingDown, fmt.Sprintf("The action was done for this pool less than %s ago.", action.CoolDown)
 	default:
 		a.doing[line.doing()] = line.Fingerprint
@@ -301,9 +381,10 @@ func (a *Actions) end(o *Outcome, line *memoryLine) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.doing, line.doing())
-	if o.Result != Started && o.Result != AlreadyRunning {
+	if o.Result != Started && o.Result != Duplicate {
 		return
 	}
+	line.Job = o.Job
 	if err := a.done.write(line); err != nil {
 		level.Error(a.cfg.Logger).Log("msg", "An action may be done again after a restart, for it could not be noted", "action", o.Action, "err", err)
 	}
@@ -356,34 +437,38 @@ func (a *Actions) scrubOptions(action *Action) scrub.Options {
 }
 
 // do does an action. One that was done before a crash is found by its job.
-func (a *Actions) do(ctx context.Context, action *Action, pool btrfs.UUID, alert *Alert) (r Result, detail, jobID string, err error) {
-	requester := requesterOf(action, alert)
-	switch action.Kind {
-	case Webhook:
-		return Started, "", "", action.post(ctx, alert)
-	case Scrub, Snapshot, Balance:
-		if j, ok := a.jobOf(requester); ok {
-			return Started, "It was before the daemon ended.", j.ID, nil
-		}
+func (h *handling) do(ctx context.Context, p pair, pool btrfs.UUID, o *Outcome) error {
+	if ctx.Err() != nil {
+		return errors.New("there was no time left for it")
+	}
+	o.Result = Started
+	if p.action.Kind == Webhook {
+		return h.post(ctx, p)
+	}
+	requester := requesterOf(p.action, p.alert)
+	if j, ok := h.jobOf(requester); ok {
+		o.Job, o.Detail = j.ID, "It was before the daemon ended."
+		return nil
 	}
 	var j job.Job
-	switch action.Kind {
+	var err error
+	switch p.action.Kind {
 	case Scrub:
-		j, err = a.cfg.Scrubs.Start(pool, a.scrubOptions(action), requester)
+		j, err = h.cfg.Scrubs.Start(pool, h.scrubOptions(p.action), requester)
 		if errors.Is(err, scrub.ErrRunning) {
-			return AlreadyRunning, "A scrub of the pool is under way.", j.ID, nil
+			o.Result, o.Detail, err = AlreadyRunning, "A scrub of the pool is under way.", nil
 		}
 	case Snapshot:
-		j, err = a.cfg.Snapshots.Create(pool, snapshot.CreateOptions{}, requester)
+		j, err = h.cfg.Snapshots.Create(pool, snapshot.CreateOptions{}, requester)
 	case Balance:
 		var advice Advice
-		if advice, err = a.cfg.Advise(pool); err != nil {
-			return "", "", "", err
+		if advice, err = h.cfg.Advise(pool); err == nil {
+			o.Detail = advice.Text
+			j, err = h.adviceJob(pool, requester, advice)
 		}
-		j, err = a.adviceJob(pool, requester, advice)
-		detail = advice.Text
 	}
-	return Started, detail, j.ID, err
+	o.Job = j.ID
+	return err
 }
 
 func requesterOf(action *Action, alert *Alert) string {
@@ -423,29 +508,40 @@ type Posted struct {
 	Alert  Alert  `json:"alert"`
 }
 
-// post sends an alert. The header Idempotency-Key is the same when it is sent
-// again, because the answer was lost.
-func (action *Action) post(ctx context.Context, alert *Alert) error {
+// post posts an alert, unless it is of no use.
+func (h *handling) post(ctx context.Context, p pair) error {
+	if h.gaveUp[p.action] {
+		return errors.New("post to the webhook: it failed for another alert of the message, and was not tried again")
+	}
+	status, err := p.action.post(ctx, p.alert)
+	// An answer such as 400 may be about that alert alone, and costs no time.
+	h.gaveUp[p.action] = err != nil && (status == 0 || status >= 500)
+	return err
+}
+
+// post sends an alert; status is that of the answer, or 0. The header
+// Idempotency-Key is the same when it is sent again, because the answer was lost.
+func (action *Action) post(ctx context.Context, alert *Alert) (status int, err error) {
 	body, err := json.Marshal(Posted{action.Name, *alert})
 	if err != nil {
-		return fmt.Errorf("write the alert: %w", err)
+		return 0, fmt.Errorf("write the alert: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, webhookTimeout)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, action.URL, bytes.NewReader(body))
 	if err != nil {
-		return errors.New("post to the webhook: its URL is wrong")
+		return 0, errors.New("post to the webhook: its URL is wrong")
 	}
 	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("Idempotency-Key", fmt.Sprintf("%s/%s/%d", action.Name, alert.Fingerprint, alert.StartsAt.UnixNano()))
 	answer, err := action.Client.Do(r)
 	if err != nil {
-		return fmt.Errorf("post to the webhook: %w", withoutURL(err))
+		return 0, fmt.Errorf("post to the webhook: %w", withoutURL(err))
 	}
 	defer answer.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(answer.Body, 64<<10)) // so that the connection is used again
 	if answer.StatusCode < 200 || answer.StatusCode > 299 {
-		return fmt.Errorf("post to the webhook: it answers %s", answer.Status)
+		return answer.StatusCode, fmt.Errorf("post to the webhook: it answers %s", answer.Status)
 	}
-	return nil
+	return answer.StatusCode, nil
 }

@@ -70,7 +70,8 @@ func (m *machine) start(actions ...alertmanager.Action) {
 		Advise: func(pool btrfs.UUID) (alertmanager.Advice, error) {
 			return alertmanager.Advice{FreeBytes: 1, FreeAfterBalanceBytes: 5, Command: "btrfs balance start -d /srv", Text: "A balance gives back 4 B."}, m.ask("advise", pool)
 		},
-		Now: func() time.Time { return m.now },
+		Here: func(pool btrfs.UUID) bool { return pool.String() == attic || pool.String() == barn },
+		Now:  func() time.Time { return m.now },
 	})
 	must(m.t, err)
 	m.SetActions(actions)
@@ -258,7 +259,7 @@ func TestPoolComesFromTheLabelAlone(t *testing.T) {
 		a.Labels["uuid"] = bad
 		// What else the labels say means nothing.
 		a.Labels["mode"], a.Labels["pool"], a.Labels["action"] = "full", barn, "snapshot"
-		m.expect(fmt.Sprintf("uuid %q", bad), m.handle(a), results{alertmanager.Failed})
+		m.expect(fmt.Sprintf("uuid %q", bad), m.handle(a), results{alertmanager.UnknownPool})
 	}
 }
 
@@ -295,8 +296,131 @@ func TestWhatFailedIsDoneWhenTheAlertComesAgain(t *testing.T) {
 
 	m.running = true
 	m.expect("a scrub runs", m.handle(alert("BtrfsScrubOverdue", barn)), results{alertmanager.AlreadyRunning})
+	m.expect("it still does", m.handle(alert("BtrfsScrubOverdue", barn)), results{alertmanager.AlreadyRunning})
 	m.running = false
-	m.expect("that was as good", m.handle(alert("BtrfsScrubOverdue", barn)), results{alertmanager.Duplicate})
+	m.expect("it was cancelled", m.handle(alert("BtrfsScrubOverdue", barn)), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de2")
+}
+
+// endJobs ends all jobs that have not ended.
+func (m *machine) endJobs(as job.State) {
+	m.t.Helper()
+	for _, j := range m.jobs.List() {
+		if !j.State.Ended() {
+			_, err := m.jobs.Update(j.ID, func(j *job.Job) { j.State = as })
+			must(m.t, err)
+		}
+	}
+}
+
+func TestJobThatFailedIsTriedAgain(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		action := scrubAction(t)
+		m := newMachine(t, action)
+		const asked = "scrub auto within 48h0m0s 5f1c0de1"
+		overdue := alert("BtrfsScrubOverdue", attic)
+		again := func(what string, want alertmanager.Result, asked ...string) {
+			t.Helper()
+			if restart {
+				m.start(action)
+			}
+			m.now = m.now.Add(time.Hour)
+			m.expect(fmt.Sprintf("%s, restart %v", what, restart), m.handle(overdue), results{want}, asked...)
+		}
+		again("first", alertmanager.Started, asked)
+		again("it waits or runs", alertmanager.Duplicate)
+		m.endJobs(job.Failed)
+		again("it failed", alertmanager.Started, asked)
+		m.endJobs(job.Failed)
+		overdue.StartsAt = m.now
+		again("it failed, and the alert fires anew", alertmanager.Started, asked)
+		m.endJobs(job.Cancelled)
+		again("a person cancelled it", alertmanager.Duplicate)
+		overdue.StartsAt = m.now
+		again("a person cancelled it, and the alert fires anew", alertmanager.CoolingDown)
+	}
+}
+
+// Each device of a pool may have an alert of its own.
+func TestOneScrubServesAllAlertsOfAMessage(t *testing.T) {
+	const asked = "scrub auto within 48h0m0s 5f1c0de1"
+	var errs []alertmanager.Alert
+	for devid := range 4 {
+		a := alert("BtrfsScrubOverdue", attic)
+		a.Labels["devid"], a.Fingerprint = fmt.Sprint(devid), fmt.Sprintf("%016x", devid)
+		errs = append(errs, a)
+	}
+	first := results{alertmanager.Started, alertmanager.Duplicate, alertmanager.Duplicate, alertmanager.Duplicate}
+	all := results{alertmanager.Duplicate, alertmanager.Duplicate, alertmanager.Duplicate, alertmanager.Duplicate}
+	for _, coolDown := range []time.Duration{0, 12 * time.Hour} {
+		action := scrubAction(t)
+		action.CoolDown = coolDown
+		m := newMachine(t, action)
+		outcomes, err := m.Handle(context.Background(), message(errs...), true)
+		must(t, err)
+		if len(outcomes) != 4 || outcomes[0].Detail != "It would read it all." || outcomes[3].Result != alertmanager.DryRun || outcomes[3].Detail != "It would be done for another alert of the message, about the same pool." {
+			t.Errorf("a dry run says %+v", outcomes)
+		}
+		m.expect("a dry run", nil, nil, "plan scrub 5f1c0de1")
+
+		m.fails = errors.New("the state directory is full")
+		outcomes, err = m.Handle(context.Background(), message(errs...), false)
+		if !errors.Is(err, alertmanager.ErrNotDone) || outcomes[3].Result != alertmanager.Failed || outcomes[3].Detail != "The state directory is full." {
+			t.Errorf("what fails gives %+v, %v", outcomes, err)
+		}
+		m.fails = nil
+
+		outcomes, err = m.Handle(context.Background(), message(append(errs[:4:4], alert("BtrfsScrubOverdue", barn))...), false)
+		must(t, err)
+		if last := outcomes[3]; last.Job == "" || last.Job != outcomes[0].Job || last.Detail != "It was done for another alert of the message, about the same pool." {
+			t.Errorf("the last alert of the pool gives %+v", last)
+		}
+		var got results
+		for i := range outcomes {
+			got = append(got, outcomes[i].Result)
+		}
+		m.expect("the message", got, append(first[:4:4], alertmanager.Started), asked, "scrub auto within 48h0m0s 5f1c0de2")
+		m.now = m.now.Add(24 * time.Hour)
+		m.start(action)
+		m.expect("its repetition, after the cool-down and a restart", m.handle(errs...), all)
+		m.endJobs(job.Failed)
+		m.expect("the scrub failed", m.handle(errs...), first, asked)
+	}
+}
+
+// A job that failed long ago is of no account where the action was done since.
+func TestFailedJobDoesNotEndTheCoolDownOfALaterOne(t *testing.T) {
+	m := newMachine(t, scrubAction(t))
+	overdue, other := alert("BtrfsScrubOverdue", attic), alert("BtrfsScrubOverdue", attic)
+	other.Fingerprint = "ffffffffffffffff" // by another Prometheus
+	m.expect("the first", m.handle(overdue), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1")
+	m.endJobs(job.Failed)
+	m.expect("another", m.handle(other), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1")
+	m.endJobs(job.Succeeded)
+	m.expect("the first again", m.handle(overdue), results{alertmanager.CoolingDown})
+}
+
+// One Alertmanager sends the alerts of all machines to each of them.
+func TestAlertsOfOtherMachinesAreNotPosted(t *testing.T) {
+	var posted []string
+	server := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		var p alertmanager.Posted
+		if err := json.NewDecoder(r.Body).Decode(&p); err != nil {
+			t.Error(err)
+		}
+		posted = append(posted, p.Alert.Labels["uuid"])
+	}))
+	t.Cleanup(server.Close)
+	m := newMachine(t, alertmanager.Action{Name: "lights", Match: matchers(t, `alertname="BtrfsPoolVanished"`), Kind: alertmanager.Webhook, URL: server.URL, Client: server.Client()})
+	m.expect("alerts of all machines",
+		m.handle(alert("BtrfsPoolVanished", "5f1c0de3-1111-4222-8333-444455556666"), alert("BtrfsPoolVanished", attic), alert("BtrfsPoolVanished", "nonsense"), alert("BtrfsPoolVanished", "")),
+		results{alertmanager.UnknownPool, alertmanager.Started, alertmanager.UnknownPool, alertmanager.Started})
+	if want := []string{attic, ""}; !slices.Equal(posted, want) {
+		t.Errorf("posted for %q, want %q", posted, want)
+	}
+	outcomes, err := m.Handle(context.Background(), message(alert("BtrfsPoolVanished", "5f1c0de3-1111-4222-8333-444455556666")), true)
+	if err != nil || outcomes[0].Result != alertmanager.UnknownPool {
+		t.Errorf("a dry run says %+v, %v", outcomes, err)
+	}
 }
 
 // A crash after the scrub was started, and before that was noted.
@@ -391,15 +515,88 @@ func TestWebhookGetsTheAlert(t *testing.T) {
 	}
 }
 
+// A webhook whose server hangs: the scrubs do not wait for it, and it is asked once
+// for all alerts of the message.
+func TestHangingWebhookHoldsNothingElseUp(t *testing.T) {
+	asked := make(chan string, 10)
+	hang := make(chan struct{})
+	hangs := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body) // else the server does not see that the client has gone
+		asked <- "hangs"
+		select {
+		case <-hang:
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(hangs.Close)
+	t.Cleanup(func() { close(hang) })
+	works := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked <- "works" }))
+	t.Cleanup(works.Close)
+	refuses := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- "refuses"
+		w.WriteHeader(http.StatusBadRequest)
+	}))
+	t.Cleanup(refuses.Close)
+	webhook := func(name string, server *httptest.Server) alertmanager.Action {
+		client := server.Client()
+		client.Timeout = 200 * time.Millisecond
+		return alertmanager.Action{Name: name, Match: matchers(t, `alertname=~".+"`), Kind: alertmanager.Webhook, URL: server.URL, Client: client}
+	}
+	m := newMachine(t, webhook("hangs", hangs), webhook("works", works), webhook("refuses", refuses), scrubAction(t))
+	m.inCall = func() {
+		if len(asked) > 0 {
+			t.Error("a scrub waited for a webhook")
+		}
+	}
+	outcomes, err := m.Handle(context.Background(), message(alert("BtrfsScrubOverdue", attic), alert("BtrfsScrubOverdue", barn)), false)
+	if !errors.Is(err, alertmanager.ErrNotDone) || !strings.Contains(err.Error(), "4 of 8 failed") {
+		t.Errorf("the error is %v", err)
+	}
+	var got, requests []string
+	for i := range outcomes {
+		got = append(got, outcomes[i].Action+" "+string(outcomes[i].Result))
+	}
+	want := []string{
+		"scrub-overdue started", "scrub-overdue started",
+		"hangs failed", "works started", "refuses failed", "hangs failed", "works started", "refuses failed",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the outcomes are %q, want %q", got, want)
+	}
+	if detail := outcomes[5].Detail; detail != "Post to the webhook: it failed for another alert of the message, and was not tried again." {
+		t.Errorf("of the second alert for the webhook that hangs: %s", detail)
+	}
+	for range len(asked) {
+		requests = append(requests, <-asked)
+	}
+	if want := []string{"hangs", "works", "refuses", "works", "refuses"}; !slices.Equal(requests, want) {
+		t.Errorf("the webhooks were asked in the order %q, want %q", requests, want)
+	}
+	for _, text := range []string{`err="post to the webhook: context deadline exceeded`, `err="post to the webhook: it answers 400 Bad Request"`, `err="post to the webhook: it failed for another alert`} {
+		if !strings.Contains(m.log.String(), text) {
+			t.Errorf("the log does not have %s:\n%s", text, &m.log)
+		}
+	}
+}
+
 func TestTimeOutLeavesTheRestToTheNextMessage(t *testing.T) {
 	m := newMachine(t, scrubAction(t))
 	ctx, cancel := context.WithCancel(context.Background())
 	m.inCall = cancel
 	outcomes, err := m.Handle(ctx, message(alert("BtrfsScrubOverdue", attic), alert("BtrfsScrubOverdue", barn)), false)
-	if !errors.Is(err, alertmanager.ErrNotDone) || len(outcomes) != 1 {
+	if !errors.Is(err, alertmanager.ErrNotDone) || len(outcomes) != 2 || outcomes[0].Result != alertmanager.Started ||
+		outcomes[1].Result != alertmanager.Failed || outcomes[1].Detail != "There was no time left for it." {
 		t.Errorf("%+v, %v", outcomes, err)
 	}
+	if !strings.Contains(m.log.String(), `err="there was no time left for it"`) {
+		t.Errorf("the log does not say it:\n%s", &m.log)
+	}
 	m.inCall = nil
+	ctx, cancel = context.WithCancel(context.Background())
+	cancel()
+	if outcomes, err = m.Handle(ctx, message(alert("BtrfsScrubOverdue", attic)), false); err != nil || outcomes[0].Result != alertmanager.Duplicate {
+		t.Errorf("what was done takes no time: %+v, %v", outcomes, err)
+	}
 	m.expect("the next message", m.handle(alert("BtrfsScrubOverdue", attic), alert("BtrfsScrubOverdue", barn)),
 		results{alertmanager.Duplicate, alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1", "scrub auto within 48h0m0s 5f1c0de2")
 }

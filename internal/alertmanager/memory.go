@@ -23,8 +23,11 @@ type memory struct {
 	journal *state.Journal
 	lines   int
 	entries map[memoryKey]memoryLine
-	// last is when an action was last done for a pool, or for an alert of none.
-	last map[doingKey]time.Time
+	// last is the action that was last done for a pool, or for an alert of none.
+	last map[doingKey]memoryLine
+	// failed tells whether a job is known to have failed: what it was to do is not
+	// done.
+	failed func(jobID string) bool
 }
 
 type memoryKey struct{ action, fingerprint string }
@@ -36,6 +39,7 @@ type memoryLine struct {
 	Pool        string    `json:"pool,omitempty"`
 	Since       time.Time `json:"since"` // when the alert began to fire
 	At          time.Time `json:"at"`
+	Job         string    `json:"job,omitempty"` // that does it
 }
 
 func (l *memoryLine) doing() doingKey {
@@ -55,8 +59,8 @@ const (
 	compactFrom = 1_000
 )
 
-func openMemory(dir *state.Dir, now time.Time) (*memory, error) {
-	m := &memory{entries: make(map[memoryKey]memoryLine), last: make(map[doingKey]time.Time)}
+func openMemory(dir *state.Dir, now time.Time, failed func(jobID string) bool) (*memory, error) {
+	m := &memory{entries: make(map[memoryKey]memoryLine), last: make(map[doingKey]memoryLine), failed: failed}
 	journal, err := dir.OpenJournal(memoryName, func(text []byte) error {
 		var line memoryLine
 		if err := json.Unmarshal(text, &line); err != nil {
@@ -79,13 +83,13 @@ func openMemory(dir *state.Dir, now time.Time) (*memory, error) {
 
 func (m *memory) take(line *memoryLine) {
 	m.entries[memoryKey{line.Action, line.Fingerprint}] = *line
-	m.last[line.doing()] = line.At
+	m.last[line.doing()] = *line
 }
 
 // has tells whether the action was done for this very firing of the alert.
 func (m *memory) has(line *memoryLine) bool {
 	before, ok := m.entries[memoryKey{line.Action, line.Fingerprint}]
-	return ok && before.Since.Equal(line.Since)
+	return ok && before.Since.Equal(line.Since) && !m.failed(before.Job)
 }
 
 // coolsDown tells whether the action was done for the pool a short while ago: for
@@ -93,8 +97,8 @@ func (m *memory) has(line *memoryLine) bool {
 func (m *memory) coolsDown(line *memoryLine, coolDown time.Duration) bool {
 	last, ok := m.last[line.doing()]
 	// A clock that was set back must not hold it for ever.
-	since := line.At.Sub(last)
-	return ok && since >= 0 && since < coolDown
+	since := line.At.Sub(last.At)
+	return ok && since >= 0 && since < coolDown && !m.failed(last.Job)
 }
 
 // write notes a line, durably. With an error it is noted until the process ends.

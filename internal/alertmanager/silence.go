@@ -32,6 +32,9 @@ type Work struct {
 	// Since is when this run began. It has to be the same after a restart of the
 	// daemon: by it a silence that a person expired is known to be of this run.
 	Since time.Time
+	// Earlier tells that it ran already when it was first seen, at Since: then the
+	// silences that there are say which run it is of.
+	Earlier bool
 }
 
 // Operations returns the operations that there may be silences for.
@@ -229,6 +232,12 @@ type identity struct {
 	matchers  string // hashMatchers
 }
 
+// run is the same for all silences of a run of the work.
+func (i identity) run() identity {
+	i.matchers = ""
+	return i
+}
+
 // marker stands at the end of the comment of a silence of ours, and is how we
 // find it again.
 type marker struct {
@@ -270,8 +279,11 @@ func owner(instance string) string { return "btrfs-governor@" + instance }
 type wantedSilence struct {
 	marker
 	matchers []matcher
-	comment  string
+	text     string // what the comment says to a person
+	earlier  bool   // Work.Earlier
 }
+
+func (w *wantedSilence) comment() string { return w.text + " " + w.marker.String() }
 
 // wanted returns the silences that there are to be while work runs.
 func (s *SilenceSettings) wanted(work []Work) []wantedSilence {
@@ -287,7 +299,7 @@ func (s *SilenceSettings) wanted(work []Work) []wantedSilence {
 				continue
 			}
 			m := marker{identity: id, since: w.Since.Unix()}
-			all[id] = wantedSilence{m, matchers, comment(&w, &m)}
+			all[id] = wantedSilence{m, matchers, w.text(), w.Earlier}
 		}
 	}
 	return slices.SortedFunc(maps.Values(all), func(a, b wantedSilence) int {
@@ -295,14 +307,17 @@ func (s *SilenceSettings) wanted(work []Work) []wantedSilence {
 	})
 }
 
-// comment says to a person what a silence is for.
-func comment(w *Work, m *marker) string {
+// text says to a person what a silence is for.
+func (w *Work) text() string {
 	pool := w.Pool.String()
 	if w.Label != "" {
 		pool = fmt.Sprintf("%q (%s)", w.Label, pool) // quoted: a label may hold anything
 	}
-	return fmt.Sprintf("A %s of the pool %s has been running since %s; btrfs-governor ends this silence with it. %s",
-		w.Operation, pool, w.Since.UTC().Format("2006-01-02 15:04 MST"), m)
+	runs := "has been running since " + w.Since.UTC().Format("2006-01-02 15:04 MST")
+	if w.Earlier {
+		runs = "runs"
+	}
+	return fmt.Sprintf("A %s of the pool %s %s; btrfs-governor ends this silence with it.", w.Operation, pool, runs)
 }
 
 // step is a request that changes a silence.
@@ -341,11 +356,18 @@ func decide(owner string, wanted []wantedSilence, there []silence, now time.Time
 		marker
 	}
 	live, byHand := make(map[identity][]found), make(map[identity]int64)
+	// By pool and operation: since when the last run was of which we had a silence.
+	lastRun := make(map[identity]int64)
 	for i := range there {
 		s := &there[i]
 		m, ours := markerOf(s, owner)
+		if !ours {
+			continue
+		}
+		if since, known := lastRun[m.run()]; !known || since < m.since {
+			lastRun[m.run()] = m.since
+		}
 		switch {
-		case !ours:
 		case !s.expired():
 			live[m.identity] = append(live[m.identity], found{*s, m})
 		case s.expiredByHand() && !m.ended:
@@ -357,12 +379,15 @@ func decide(owner string, wanted []wantedSilence, there []silence, now time.Time
 
 	var p plan
 	for _, w := range wanted {
+		if since, known := lastRun[w.run()]; known && w.earlier {
+			w.since = since
+		}
 		if since, refused := byHand[w.identity]; refused && since >= w.since {
 			p.refused = append(p.refused, w.marker)
 			continue // those that live are ended below
 		}
 		p.active++
-		fresh := postableSilence{Matchers: w.matchers, StartsAt: now, EndsAt: now.Add(timing.Life), CreatedBy: owner, Comment: w.comment}
+		fresh := postableSilence{Matchers: w.matchers, StartsAt: now, EndsAt: now.Add(timing.Life), CreatedBy: owner, Comment: w.comment()}
 		candidates := live[w.identity]
 		if len(candidates) == 0 {
 			p.steps = append(p.steps, step{create, fresh, w.marker})

@@ -50,7 +50,7 @@ func there(t testing.TB, id, state string, endsAt, updatedAt time.Time, changes 
 	w := settings.wanted([]Work{{Pool: attic, Label: "attic", Operation: "scrub", Since: noon}})[0]
 	s := silence{UpdatedAt: updatedAt}
 	s.postableSilence = postableSilence{
-		ID: id, Matchers: w.matchers, StartsAt: noon.Add(time.Second), EndsAt: endsAt, CreatedBy: owner("nas"), Comment: w.comment,
+		ID: id, Matchers: w.matchers, StartsAt: noon.Add(time.Second), EndsAt: endsAt, CreatedBy: owner("nas"), Comment: w.comment(),
 	}
 	s.Status.State = state
 	for _, change := range changes {
@@ -65,6 +65,11 @@ func TestDecide(t *testing.T) {
 	timing := DefaultSilenceTiming()
 	scrub := Work{Pool: attic, Label: "attic", Operation: "scrub", Since: noon}
 	again := Work{Pool: attic, Label: "attic", Operation: "scrub", Since: noon.Add(time.Hour)}
+	// After a restart of the daemon.
+	found := Work{Pool: attic, Label: "attic", Operation: "scrub", Since: noon.Add(2 * time.Hour), Earlier: true}
+	sinceLater := func(s *silence) {
+		s.Comment = strings.Replace(s.Comment, fmt.Sprint(noon.Unix()), fmt.Sprint(noon.Add(time.Hour).Unix()), 1)
+	}
 	now := noon.Add(2 * time.Hour)
 	in := func(minutes float64) time.Time { return now.Add(time.Duration(minutes * float64(time.Minute))) }
 	active := func(id string, minutes float64, changes ...func(*silence)) silence {
@@ -107,6 +112,13 @@ func TestDecide(t *testing.T) {
 		{name: "expired by hand in an earlier run", work: []Work{again}, there: []silence{byHand()}, want: "create", active: 1},
 		{name: "expired by hand in an earlier run and in this", work: []Work{scrub}, there: []silence{byHand(), byHand(func(s *silence) { s.Comment = strings.Replace(s.Comment, fmt.Sprint(noon.Unix()), "1", 1) })}, refused: 1},
 		{name: "expired by hand for another pool", work: []Work{{Pool: cave, Operation: "scrub", Since: noon}}, there: []silence{byHand()}, want: "create", active: 1},
+
+		{name: "it began nobody knows when", work: []Work{found}, want: "create", active: 1},
+		{name: "found running, with its silence", work: []Work{found}, there: []silence{active("a", 9)}, active: 1},
+		{name: "found running, and its silence expired by hand", work: []Work{found}, there: []silence{byHand()}, refused: 1},
+		{name: "found running, its silence expired by hand in an earlier run", work: []Work{found}, there: []silence{byHand(), active("a", 9, sinceLater)}, active: 1},
+		{name: "found running, after that we ended its silence", work: []Work{found}, there: []silence{byHand(), byHand(sinceLater, markEnded)}, want: "create", active: 1},
+		{name: "found running, and its silence expired by hand, as that of an earlier run", work: []Work{found}, there: []silence{byHand(), byHand(sinceLater)}, refused: 1},
 
 		{name: "of another host", there: []silence{active("a", 9, func(s *silence) { s.CreatedBy = owner("nas2") })}},
 		{name: "of a person", there: []silence{active("a", 9, func(s *silence) { s.CreatedBy = "root@nas" })}},
@@ -165,9 +177,13 @@ func TestCommentSaysWhatRunsOnWhichPool(t *testing.T) {
 		"[btrfs-governor scrub\n]": `A scrub of the pool "[btrfs-governor scrub\n]" (`,
 	} {
 		w := settings.wanted([]Work{{Pool: attic, Label: label, Operation: "scrub", Since: noon}})[0]
-		if !strings.HasPrefix(w.comment, want) {
-			t.Errorf("got  %s\nwant %s", w.comment, want)
+		if got := w.comment(); !strings.HasPrefix(got, want) {
+			t.Errorf("got  %s\nwant %s", got, want)
 		}
+	}
+	w := settings.wanted([]Work{{Pool: attic, Operation: "scrub", Since: noon, Earlier: true}})[0]
+	if got, want := w.comment(), "A scrub of the pool 5f1c0de1-0000-0000-0000-000000000001 runs; btrfs-governor ends"; !strings.HasPrefix(got, want) {
+		t.Errorf("of one that began nobody knows when: got %s, want %s", got, want)
 	}
 }
 

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 
@@ -61,7 +62,11 @@ func (c *AlertAction) setDefaults() { c.CoolDown = defaultCoolDown }
 // that flaps must not have a pool scrubbed all day.
 const defaultCoolDown = Duration(12 * time.Hour)
 
-func (a *Alertmanager) validate() *keyError {
+// validActionName is what a name of an action has to be: it becomes the value of a
+// label, and part of the requester of a job and of a header.
+var validActionName = regexp.MustCompile(`^[A-Za-z0-9][-_.A-Za-z0-9]{0,63}$`)
+
+func (a *Alertmanager) validate(snapshots *Snapshots) *keyError {
 	names := make(map[string]bool)
 	for i := range a.Actions {
 		c := &a.Actions[i]
@@ -69,12 +74,18 @@ func (a *Alertmanager) validate() *keyError {
 		if c.Name == "" {
 			return &keyError{key, "has no name; what it did is remembered by it"}
 		}
+		if !validActionName.MatchString(c.Name) {
+			return &keyError{key + ".name", fmt.Sprintf("must be 1 to 64 letters, digits, -, _ and ., and begin with a letter or a digit, which %.80q is not", c.Name)}
+		}
 		if names[c.Name] {
 			return &keyError{key + ".name", fmt.Sprintf("is %q a second time", c.Name)}
 		}
 		names[c.Name] = true
 		if bad := c.validate(key); bad != nil {
 			return bad
+		}
+		if alertmanager.Kind(c.Action) == alertmanager.Snapshot && len(snapshots.Pools) == 0 {
+			return &keyError{key + ".action", "is snapshot, and no pool has any snapshots; add pools with the subvolumes to take them of under snapshots.pools"}
 		}
 	}
 	return a.Silences.validate()

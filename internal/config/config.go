@@ -121,7 +121,7 @@ func (c *Config) validate() *keyError {
 	if bad := c.Snapshots.validate(); bad != nil {
 		return bad
 	}
-	if bad := c.Alertmanager.validate(); bad != nil {
+	if bad := c.Alertmanager.validate(&c.Snapshots); bad != nil {
 		return bad
 	}
 	return c.Notify.validate()

@@ -44,12 +44,22 @@ func (a *api) handleAlerts(w http.ResponseWriter, r *http.Request) error {
 			note(w, outcomes[i].Job)
 		}
 	}
-	status := http.StatusOK
 	if err != nil {
-		status = http.StatusServiceUnavailable // so that Alertmanager sends it again
+		// Alertmanager sends a message again that is answered so.
+		w.Header().Set("Content-Type", "application/problem+json")
+		writeJSON(w, http.StatusServiceUnavailable, notDone{
+			problemf(http.StatusServiceUnavailable, "For these alerts %v: the outcomes say why; send the message again.", err), outcomes,
+		})
+		return nil
 	}
-	writeJSON(w, status, map[string]any{"outcomes": outcomes})
+	writeJSON(w, http.StatusOK, map[string]any{"outcomes": outcomes})
 	return nil
+}
+
+// notDone is a problem that also says what was done.
+type notDone struct {
+	*problem
+	Outcomes []alertmanager.Outcome `json:"outcomes"`
 }
 
 // acceptNotification takes Alertmanager's webhook for a receiver. It is answered

@@ -62,7 +62,7 @@ func TestMessagesOfAlertmanager(t *testing.T) {
 	}{
 		"a message":               {"/api/v1/alertmanager", aMessage, 200, "[alerts 1 false]", `"job":"scrub-1"`},
 		"a dry run":               {"/api/v1/alertmanager?dry_run=true", aMessage, 200, "[alerts 1 true]", `"outcomes"`},
-		"what is to come again":   {"/api/v1/alertmanager", strings.Replace(aMessage, "{}", "fail", 1), 503, "[alerts 1 false]", "It is full."},
+		"what is to come again":   {"/api/v1/alertmanager", strings.Replace(aMessage, "{}", "fail", 1), 503, "[alerts 1 false]", `"outcomes":[{"action":"a","kind":"scrub","alert":"","fingerprint":"","result":"failed","detail":"It is full."}]`},
 		"no body":                 {"/api/v1/alertmanager", "", 400, "[]", "webhook_config"},
 		"garbage":                 {"/api/v1/alertmanager", "<html>", 400, "[]", "webhook_config"},
 		"cut off":                 {"/api/v1/alertmanager", aMessage[:100], 400, "[]", "webhook_config"},
@@ -86,6 +86,9 @@ func TestMessagesOfAlertmanager(t *testing.T) {
 			w := s.do("POST", tt.target, tt.body, socket)
 			if w.Code != tt.status || fmt.Sprint(s.scrubs.asked()) != tt.asked || !strings.Contains(w.Body.String(), tt.answer) {
 				t.Errorf("%d %s, asked %v; want %d, %s and %q", w.Code, w.Body, s.scrubs.asked(), tt.status, tt.asked, tt.answer)
+			}
+			if got, want := w.Header().Get("Content-Type"), "application/problem+json"; (got == want) != (tt.status >= 400) {
+				t.Errorf("the answer %d is %s", w.Code, got)
 			}
 			path, _, _ := strings.Cut(tt.target, "?")
 			validate(t, "POST", path, w)
