@@ -366,6 +366,8 @@ func (h *handling) begin(o *Outcome, action *Action, line *memoryLine) bool {
 		o.Result = Duplicate
 	case busy:
 		o.Result, o.Detail = CoolingDown, "The action is being done for this pool."
+	case !served && action.Kind != Webhook && a.done.covers(line):
+		o.Result, o.Detail = Duplicate, "The action was done for this pool since the alert began to fire."
 	case !served && a.done.coolsDown(line, action.CoolDown):
 		o.Result, o.Detail = CoolingDown, fmt.Sprintf("The action was done for this pool less than %s ago.", action.CoolDown)
 	default:

@@ -396,7 +396,7 @@ func TestFailedJobDoesNotEndTheCoolDownOfALaterOne(t *testing.T) {
 	m.endJobs(job.Failed)
 	m.expect("another", m.handle(other), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1")
 	m.endJobs(job.Succeeded)
-	m.expect("the first again", m.handle(overdue), results{alertmanager.CoolingDown})
+	m.expect("the first again: that was for it too", m.handle(overdue), results{alertmanager.Duplicate})
 }
 
 // One Alertmanager sends the alerts of all machines to each of them.
@@ -421,6 +421,32 @@ func TestAlertsOfOtherMachinesAreNotPosted(t *testing.T) {
 	if err != nil || outcomes[0].Result != alertmanager.UnknownPool {
 		t.Errorf("a dry run says %+v, %v", outcomes, err)
 	}
+}
+
+// Four devices have errors, each of which Alertmanager groups by itself: the pool is
+// scrubbed once, and not once more each time that an alert is repeated.
+func TestAlertsOfAPoolInMessagesOfTheirOwnAreOneScrub(t *testing.T) {
+	action := scrubAction(t)
+	m := newMachine(t, action)
+	var devices []alertmanager.Alert
+	for i := range 4 {
+		a := alert("BtrfsScrubOverdue", attic)
+		a.Fingerprint = fmt.Sprint("device", i)
+		devices = append(devices, a)
+	}
+	m.now = m.now.Add(time.Second)
+	m.expect("the first", m.handle(devices[0]), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1")
+	m.now = m.now.Add(time.Minute)
+	for i := range devices[1:] {
+		m.expect("another one", m.handle(devices[i+1]), results{alertmanager.Duplicate})
+	}
+	m.now = m.now.Add(2 * action.CoolDown)
+	m.start(action)
+	for i := range devices {
+		m.expect("repeated", m.handle(devices[i]), results{alertmanager.Duplicate})
+	}
+	devices[3].StartsAt = m.now
+	m.expect("one that began after that scrub", m.handle(devices[3]), results{alertmanager.Started}, "scrub auto within 48h0m0s 5f1c0de1")
 }
 
 // A crash after the scrub was started, and before that was noted.

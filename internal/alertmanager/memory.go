@@ -92,6 +92,13 @@ func (m *memory) has(line *memoryLine) bool {
 	return ok && before.Since.Equal(line.Since) && !m.failed(before.Job)
 }
 
+// covers tells whether the action was done for the pool after the alert began to
+// fire, for another one: then it was done for this one too.
+func (m *memory) covers(line *memoryLine) bool {
+	last, ok := m.last[line.doing()]
+	return ok && line.Pool != "" && last.At.After(line.Since) && !last.At.After(line.At) && !m.failed(last.Job)
+}
+
 // coolsDown tells whether the action was done for the pool a short while ago: for
 // another alert, or another firing of this one.
 func (m *memory) coolsDown(line *memoryLine, coolDown time.Duration) bool {
