@@ -27,9 +27,11 @@ type checkpoint struct {
 	Yielded   time.Duration `json:"yielded_ns"`
 	Urged     time.Duration `json:"urged_ns,omitempty"`
 	Pauses    uint64        `json:"pauses"`
-	// Pausing is why a pause was asked for; empty where none is. The state is
-	// Paused only when the disks have let go, which a restart must not wait for.
-	Pausing string `json:"pausing,omitempty"`
+	// Pausing and Cancelling are why a pause or an end was asked for; empty where
+	// none is. The state is Paused or Cancelled only when the disks have let go,
+	// which a restart must not wait for.
+	Pausing    string `json:"pausing,omitempty"`
+	Cancelling string `json:"cancelling,omitempty"`
 
 	Devices []deviceCheckpoint `json:"devices"`
 	// SpeedMax are the values of scrub_speed_max to put back, by devid: there

@@ -271,31 +271,59 @@ func TestHungDiskBlocksNobody(t *testing.T) {
 	}
 }
 
-// A person pauses the scrub of a disk that hangs, and restarts the machine.
-func TestPauseIsRememberedThoughTheDiskHangs(t *testing.T) {
+// A person pauses or cancels the scrub of a disk that hangs, and the daemon is
+// started again. What it had the kernel do goes on there.
+func TestWhatWasAskedForIsRememberedThoughTheDiskHangs(t *testing.T) {
 	btrfstest.RequireFUSE(t)
-	rig := btrfstest.New(t)
-	faults, err := rig.NewFaultDir()
-	must(t, err)
-	disk, err := faults.NewDisk(gib)
-	must(t, err)
-	pool := cleanPool(t, rig, disk.Disk)
-	uuid, d := uuidOf(t, pool), newDirs(t)
-	r := start(t, d)
-	r.begin(uuid, slowly)
-	r.until(uuid, "it runs", isRunning)
-	disk.Hang()
-	_, err = r.Pause(uuid)
-	must(t, err)
-	text, err := os.ReadFile(filepath.Join(d.state, "scrub-"+pool.UUID+".json"))
-	must(t, err)
-	disk.Release()
-	r.until(uuid, "it is paused", func(s *scrub.Status) bool { return s.State == scrub.Paused })
-	r.stop()
-	// What was on the disk while it hung.
-	must(t, os.WriteFile(filepath.Join(d.state, "scrub-"+pool.UUID+".json"), text, 0o600))
-	r = start(t, d)
-	r.until(uuid, "it is paused after the restart", func(s *scrub.Status) bool { return s.State == scrub.Paused })
+	for _, tt := range []struct {
+		name   string
+		ask    func(*running, btrfs.UUID) (scrub.Status, error)
+		want   scrub.State
+		reason string
+	}{
+		{"pause", func(r *running, u btrfs.UUID) (scrub.Status, error) { return r.Pause(u) }, scrub.Paused, "It is about to pause"},
+		{"cancel", func(r *running, u btrfs.UUID) (scrub.Status, error) { return r.Cancel(u) }, scrub.Cancelled, "It is about to end"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			rig := btrfstest.New(t)
+			faults, err := rig.NewFaultDir()
+			must(t, err)
+			disk, err := faults.NewDisk(gib)
+			must(t, err)
+			pool := cleanPool(t, rig, disk.Disk)
+			uuid, d, again := uuidOf(t, pool), newDirs(t), newDirs(t)
+			first := start(t, d)
+			first.begin(uuid, slowly)
+			first.until(uuid, "it runs", isRunning)
+			disk.Hang()
+			for deadline := time.Now().Add(patience); disk.Waiting() == 0; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("nothing waits for the disk")
+				}
+			}
+			_, err = tt.ask(first, uuid)
+			must(t, err)
+			// What the next process finds where this one is killed now.
+			for _, name := range []string{"scrub-" + pool.UUID + ".json", "jobs.jsonl"} {
+				text, err := os.ReadFile(filepath.Join(d.state, name))
+				must(t, err)
+				must(t, os.WriteFile(filepath.Join(again.state, name), text, 0o600))
+			}
+			second := start(t, again)
+			second.until(uuid, "it says what keeps it", func(s *scrub.Status) bool {
+				if s.State == tt.want {
+					t.Fatalf("it is %s while the kernel scrubs", s.State)
+				}
+				return s.State == scrub.Running && strings.HasPrefix(s.Reason, tt.reason+", when the kernel")
+			})
+			disk.Release()
+			second.until(uuid, "what was asked for is so", func(s *scrub.Status) bool { return s.State == tt.want })
+			if inKernel(t, pool) {
+				t.Error("the kernel still scrubs")
+			}
+			first.until(uuid, "so it is in the first process", func(s *scrub.Status) bool { return s.State == tt.want })
+		})
+	}
 }
 
 func TestRepairThatTheFullStoreOfADiskRefusesIsNotCounted(t *testing.T) {

@@ -190,9 +190,12 @@ func (p *pool) publish() { p.runner.jobs.Publish("scrub", p.status()) }
 func (p *pool) ask(w want, by string) {
 	p.mu.Lock()
 	p.want, p.by = w, by
-	p.cp.Pausing = ""
-	if w == wantPause {
+	p.cp.Pausing, p.cp.Cancelling = "", ""
+	switch w {
+	case wantPause:
 		p.cp.Pausing = by
+	case wantCancel:
+		p.cp.Cancelling = by
 	}
 	p.mu.Unlock()
 	p.saveOrLog()
@@ -213,8 +216,15 @@ const retryInterval = 500 * time.Millisecond
 
 // loop runs the scrub to its end, or until ctx is done.
 func (p *pool) loop(ctx context.Context) {
+	left := p.leftover()
 	for ctx.Err() == nil {
 		w, by := p.wanted()
+		if w != wantRun && left != nil {
+			if left.over(ctx, w) {
+				left = nil
+			}
+			continue
+		}
 		switch w {
 		case wantCancel:
 			p.finish(Cancelled, by)
@@ -230,6 +240,7 @@ func (p *pool) loop(ctx context.Context) {
 			p.sleep(ctx, retryInterval)
 			continue
 		}
+		left = nil // mayRun saw no scrub in the kernel
 		err := p.runPass(ctx)
 		release()
 		switch {

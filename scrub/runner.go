@@ -145,6 +145,8 @@ func New(c Config) (*Runner, error) {
 		}
 		p.cp = cp
 		switch {
+		case cp.Cancelling != "" && cp.State.Active():
+			p.want, p.by = wantCancel, cp.Cancelling
 		case cp.Pausing != "" && cp.State.Active():
 			p.want, p.by = wantPause, cp.Pausing
 		case cp.State == Paused: // by an earlier version
