@@ -108,7 +108,7 @@ check-dashboards: ## hold the dashboards against the types that Grafana publishe
 
 .PHONY: screenshots
 screenshots: packages ## take the pictures of the status page in docs/images again (root)
-	$(GO) test -count=1 ./internal/web/browsertest -run '^TestScreenshots$$' -screenshots=$(CURDIR)/docs/images
+	$(GO) test -count=1 -timeout 20m ./internal/web/browsertest -run '^TestScreenshots$$' -screenshots=$(CURDIR)/docs/images
 
 .PHONY: packages
 packages: # install the Debian packages that tests need, or say which are missing

@@ -237,6 +237,13 @@ func (p *page) stream(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	select {
+	case p.streams <- struct{}{}:
+		defer func() { <-p.streams }()
+	default:
+		p.fail(w, r, problemf(http.StatusServiceUnavailable, "%d pages are open already: close some.", maxStreams))
+		return
+	}
 	control := p.control(r)
 	news, leave := p.live.join(control)
 	defer leave()

@@ -32,6 +32,8 @@ type page struct {
 	renderer *web.Renderer
 	readings *readings
 	live     *live
+	// streams holds a value for each open stream.
+	streams chan struct{}
 	// whatIfs holds a value for each what-if that is being worked out: they cost
 	// time of the processor, and anybody may ask.
 	whatIfs chan struct{}
@@ -41,13 +43,16 @@ type page struct {
 // table of them only.
 const maxPools = 8
 
+// maxStreams is how many pages may be open: anybody who may look can open one.
+const maxStreams = 500
+
 func newPage(a *api) (*page, error) {
 	renderer, err := web.NewRenderer()
 	if err != nil {
 		return nil, fmt.Errorf("make the status page: %w", err)
 	}
 	p := &page{
-		api: a, renderer: renderer, whatIfs: make(chan struct{}, 2),
+		api: a, renderer: renderer, streams: make(chan struct{}, maxStreams), whatIfs: make(chan struct{}, 2),
 		readings: &readings{pools: a.cfg.Pools, now: time.Now},
 	}
 	p.live = newLive(p.sections, a.cfg.Jobs, a.cfg.Stopping)
@@ -340,8 +345,12 @@ var actions = map[string]action{
 	}},
 }
 
-// done says what the request before this one did, by a name in the query.
+// done says what the request before this one did, by a name in the query. The link of
+// another page must not have us say it.
 func done(r *http.Request) *web.Message {
+	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
+		return nil
+	}
 	if a, ok := actions[r.URL.Query().Get("done")]; ok {
 		return &web.Message{Severity: web.Good, Text: a.done}
 	}

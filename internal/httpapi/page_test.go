@@ -209,6 +209,19 @@ func TestSessionEndsWithTheToken(t *testing.T) {
 	}
 }
 
+func TestLinksOfOthersSayNothing(t *testing.T) {
+	s := newService(t, nil)
+	for site, said := range map[string]bool{"same-origin": true, "none": true, "": true, "same-site": false, "cross-site": false} {
+		h := http.Header{"Accept": {"text/html"}}
+		if site != "" {
+			h.Set("Sec-Fetch-Site", site)
+		}
+		if got := strings.Contains(s.do("GET", "/?done=cancel", "", sent{header: h}).Body.String(), "The scrub is cancelled."); got != said {
+			t.Errorf("Sec-Fetch-Site %q: said %t", site, got)
+		}
+	}
+}
+
 func TestPageIsGuarded(t *testing.T) {
 	s := newService(t, nil)
 	for _, target := range []string{"/", "/pools/" + atticUUID, "/pools/" + atticUUID + "/what-if?change=add&size=4TB"} {

@@ -24,7 +24,7 @@ type Pool struct {
 	Control    Control
 	Worst      Severity
 	Findings   []Finding
-	Read       *moment // when the figures are of, where the pool does not answer
+	Read       *moment // when the figures are of, where that is not now
 	Space      *Space
 	Devices    *Devices
 	Losses     *Losses
@@ -61,7 +61,7 @@ func Build(in *Input, control Control, now time.Time) *Pool {
 	for _, f := range p.Findings {
 		p.Worst = max(p.Worst, f.Severity)
 	}
-	if in.Late {
+	if r.Facts != nil && (in.Late || now.Sub(in.Read) > asOfNow) {
 		p.Read = newMoment(in.Read, now)
 	}
 	p.Scrub = newScrub(in.Scrub, control, now)
@@ -76,6 +76,10 @@ func Build(in *Input, control Control, now time.Time) *Pool {
 	p.WhatIf = newWhatIfForm(r.Facts)
 	return p
 }
+
+// asOfNow is how old figures may be without a word: those of a reading that is under
+// way when the page is drawn are a little.
+const asOfNow = 10 * time.Second
 
 // ID is the beginning of the ids of the pool's elements on the page.
 func (p *Pool) ID() string { return "p" + p.UUID }

@@ -276,6 +276,17 @@ func TestPageSaysWhatIsKnown(t *testing.T) {
 	}
 }
 
+// A reading that is under way when a disk hangs has the page show an older one.
+func TestOldFiguresSayHowOldTheyAre(t *testing.T) {
+	in := full(recorded(t)["media"])
+	for age, want := range map[time.Duration]bool{0: false, 5 * time.Second: false, time.Minute: true, 26 * time.Hour: true} {
+		in.Read = now.Add(-age)
+		if got := strings.Contains(draw(t, in, web.Locked), "The figures below are of"); got != want {
+			t.Errorf("figures that are %s old say so: %t", age, got)
+		}
+	}
+}
+
 // Unknown is left out, never 0.
 func TestWhatIsNotKnownIsNotShown(t *testing.T) {
 	reading := recorded(t)["attic"]

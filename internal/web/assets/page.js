@@ -42,6 +42,7 @@
 		if (stream || document.hidden || !document.body.dataset.live) return;
 		stream = new EventSource(document.body.dataset.live);
 		const alive = () => {
+			if (!lost && live.textContent === "Live") return; // said already
 			lost = 0;
 			live.className = "live on";
 			live.textContent = "Live";

@@ -49,9 +49,6 @@ func TestScreenshots(t *testing.T) {
 	must(t, pool.Allocate("@media/films", 1400<<30))
 	must(t, pool.Sync())
 	must(t, pool.CorruptFile("@media/holiday.mp4", 1<<20, 0))
-	for _, disk := range disks {
-		disk.Slow(0, 25<<20)
-	}
 
 	dir := t.TempDir()
 	fillHistory(t, dir, pool)
@@ -67,14 +64,13 @@ func TestScreenshots(t *testing.T) {
 	b.do(chromedp.Navigate(page))
 	b.says("/@media 1")
 	b.click("#p" + pool.UUID + "-do-scrub")
-	within(b.ctx, t, 10*time.Minute, "the damaged file is named", func() bool { return strings.Contains(b.text(), "holiday.mp4") })
-	for _, disk := range disks {
-		disk.Fast()
-	}
-	within(b.ctx, t, 10*time.Minute, "a third is scrubbed", func() bool {
+	within(b.ctx, t, 10*time.Minute, "the damaged file is named, and a tenth is scrubbed", func() bool {
+		if text := b.text(); !strings.Contains(text, "holiday.mp4") || !strings.Contains(text, "A scrub runs.") {
+			return false
+		}
 		var percent float64
 		_, err := fmt.Sscanf(get(b, chromedp.AttributeValue(chromedp.CSS("progress"), "value")).Value, "%g", &percent)
-		return err == nil && percent > 30
+		return err == nil && percent > 10
 	})
 	b.click("#p" + pool.UUID + "-do-pause")
 	b.says("Resume")
