@@ -2,7 +2,6 @@ package browsertest
 
 import (
 	"flag"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -29,24 +28,15 @@ func TestScreenshots(t *testing.T) {
 	if *screenshots == "" {
 		t.Skip("no directory for the pictures is given: make screenshots takes them")
 	}
-	btrfstest.RequireFUSE(t)
+	btrfstest.Require(t)
 	rig := btrfstest.New(t)
-	faults, err := rig.NewFaultDir()
-	must(t, err)
-	options := btrfstest.PoolOptions{Data: "raid1", Metadata: "raid1", Label: "attic"}
-	var disks []*btrfstest.FaultDisk
-	for _, size := range []int64{8 * tib, 4 * tib, 2 * tib, tib} {
-		disk, err := faults.NewDisk(size)
-		must(t, err)
-		disks = append(disks, disk)
-		options.Disks = append(options.Disks, disk.Disk)
-	}
+	options := btrfstest.PoolOptions{Sizes: []int64{8 * tib, 4 * tib, 2 * tib, tib}, Data: "raid1", Metadata: "raid1", Label: "attic"}
 	pool, err := rig.NewPool(options)
 	must(t, err)
 	must(t, pool.NewSubvolume("@home"))
 	must(t, pool.NewSubvolume("@media"))
 	must(t, pool.WriteFile("@media/holiday.mp4", 500<<20, rand.New(rand.NewPCG(1, 2))))
-	must(t, pool.Allocate("@media/films", 1400<<30))
+	must(t, pool.Allocate("@media/films", 2800<<30))
 	must(t, pool.Sync())
 	must(t, pool.CorruptFile("@media/holiday.mp4", 1<<20, 0))
 
@@ -64,21 +54,9 @@ func TestScreenshots(t *testing.T) {
 	b.do(chromedp.Navigate(page))
 	b.says("/@media 1")
 	b.click("#p" + pool.UUID + "-do-scrub")
-	within(b.ctx, t, 10*time.Minute, "the damaged file is named, and a tenth is scrubbed", func() bool {
-		if text := b.text(); !strings.Contains(text, "holiday.mp4") || !strings.Contains(text, "A scrub runs.") {
-			return false
-		}
-		var percent float64
-		_, err := fmt.Sscanf(get(b, chromedp.AttributeValue(chromedp.CSS("progress"), "value")).Value, "%g", &percent)
-		return err == nil && percent > 10
-	})
+	within(b.ctx, t, 10*time.Minute, "the damaged file is named", func() bool { return strings.Contains(b.text(), "holiday.mp4") })
 	b.click("#p" + pool.UUID + "-do-pause")
 	b.says("Resume")
-	for _, disk := range disks {
-		disk.Slow(0, 25<<20)
-	}
-	b.click("#p" + pool.UUID + "-do-resume")
-	b.says("A scrub runs.")
 	shoot := func(name string) {
 		t.Helper()
 		b.do(chromedp.Navigate(page))
