@@ -194,9 +194,9 @@ type deviceSpaceView struct {
 	Unusable  uint64            `json:"unusable_bytes"` // free, on a device that takes no chunks
 }
 
-// newDeviceSpaces shows the devices of a layout. pathOf returns "" where there is no
-// path.
-func newDeviceSpaces(r *capacity.Report, devices []capacity.LayoutDevice, pathOf func(id uint64) string) []deviceSpaceView {
+// newDeviceSpaces shows the devices of a layout; kinds tells whether it is known what
+// their block groups are for. pathOf returns "" where there is no path.
+func newDeviceSpaces(r *capacity.Report, devices []capacity.LayoutDevice, kinds bool, pathOf func(id uint64) string) []deviceSpaceView {
 	views := make([]deviceSpaceView, 0, len(devices))
 	for i := range devices {
 		d := &devices[i]
@@ -209,7 +209,7 @@ func newDeviceSpaces(r *capacity.Report, devices []capacity.LayoutDevice, pathOf
 			v.Stranded = min(r.Stranded[i], rest)
 			v.Free = rest - v.Stranded
 		}
-		if d.Allocated != nil {
+		if kinds {
 			var data, metadata, system uint64
 			for _, a := range d.Allocated {
 				switch a.Type {
@@ -352,7 +352,7 @@ func (w *whatIf) answer(f *collector.Facts) (*capacityView, []deviceSpaceView, e
 		}
 		return pathOf(f.Pool, id)
 	}
-	return newCapacityView(report), newDeviceSpaces(report, devices, path), nil
+	return newCapacityView(report), newDeviceSpaces(report, devices, false, path), nil
 }
 
 // showCapacity answers with the capacity of a pool, and with that after changes
@@ -372,7 +372,11 @@ func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
 	}
 	f := reading.Facts
 	if f == nil || f.Report == nil {
-		return problemf(http.StatusServiceUnavailable, "The capacity of pool %s is not known: %v.", reading.UUID, reading.Err)
+		var why any = reading.Err
+		if reading.Err == nil {
+			why = "it is mounted where this program cannot reach it"
+		}
+		return problemf(http.StatusServiceUnavailable, "The capacity of pool %s is not known: %v.", reading.UUID, why)
 	}
 	answer := struct {
 		UUID          btrfs.UUID        `json:"uuid"`
@@ -383,13 +387,13 @@ func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
 		Forecast      *forecastView     `json:"forecast,omitempty"`
 	}{
 		UUID: reading.UUID, Now: newCapacityView(f.Report),
-		Devices:  newDeviceSpaces(f.Report, f.Layout.Devices, func(id uint64) string { return pathOf(f.Pool, id) }),
+		Devices:  newDeviceSpaces(f.Report, f.Layout.Devices, f.Layout.Exact, func(id uint64) string { return pathOf(f.Pool, id) }),
 		Forecast: a.forecast(reading.UUID),
 	}
 	if len(asked.changes) > 0 {
 		answer.WhatIf, answer.WhatIfDevices, err = asked.answer(f)
 		if err != nil {
-			return problemf(http.StatusUnprocessableEntity, "That cannot be worked out: %v.", err)
+			return problemf(http.StatusUnprocessableEntity, "That cannot be done: %v.", err)
 		}
 	}
 	writeJSON(w, http.StatusOK, answer)
