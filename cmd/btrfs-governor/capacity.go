@@ -231,8 +231,11 @@ func (h *fileHistory) Forecast(pool btrfs.UUID) (history.Forecast, bool) {
 		return history.Forecast{}, false
 	}
 	f, ok, err := history.ReadForecast(h.dir, &readings[i], time.Now())
-	if err != nil {
-		fail(h.stderr, err)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		fail(h.stderr, fmt.Errorf("there is no forecast: %w: run this as root", err))
+	case err != nil:
+		fail(h.stderr, fmt.Errorf("there is no forecast: %w", err))
 	}
 	return f, ok
 }
