@@ -67,6 +67,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	commands := map[string]func(context.Context, io.Writer, io.Writer) error{}
 	serve := newServeCommand(app)
 	commands[serve.name] = serve.run
+	capacity := newCapacityCommand(app)
+	commands[capacity.name] = capacity.run
 	for _, c := range newScrubCommands(app) {
 		commands[c.name] = c.run
 	}

@@ -474,7 +474,7 @@ func TestRequestsForScrubs(t *testing.T) {
 		{"by UUID in capitals", "POST", "/api/v1/pools/" + strings.ToUpper(atticUUID) + "/scrub", "", 202, atticUUID},
 		{"by prefix", "POST", "/api/v1/pools/aaaaa/scrub", "", 202, atticUUID},
 		{"ambiguous prefix", "POST", "/api/v1/pools/aaaa/scrub", "", 409, `"candidates":["` + atticUUID + `","` + barnUUID + `"]`},
-		{"unknown pool", "POST", "/api/v1/pools/cellar/scrub", "", 404, "no mounted pool"},
+		{"unknown pool", "POST", "/api/v1/pools/cellar/scrub", "", 404, `no mounted pool \"cellar\". Mounted are \"attic\", \"barn\", \"hung\".`},
 		{"dry run", "POST", "/api/v1/pools/attic/scrub?dry_run", "", 200, `"would":["read and check"]`},
 		{"dry run in the body", "POST", "/api/v1/pools/attic/scrub", `{"dry_run": true, "mode": "full"}`, 200, `"mode":"full"`},
 		{"limit", "POST", "/api/v1/pools/attic/scrub?limit=50MB&dry_run=true", "", 200, `"options":{"mode":"limit","limit":50000000}`},
@@ -528,6 +528,17 @@ func TestRequestsForScrubs(t *testing.T) {
 		{"method of a plan", "PUT", "/api/v1/pools/attic/snapshots/plan", "", 405, "GET, HEAD"},
 		{"what-if", "GET", "/api/v1/pools/attic/capacity?add=4TiB", "", 200, `"what_if":{`},
 		{"what-if of an unknown device", "GET", "/api/v1/pools/attic/capacity?remove=99", "", 422, "99"},
+		{"what-if of each kind", "GET", "/api/v1/pools/attic/capacity?replace=1:4TiB&add=4TiB&convert=raid1c3&remove=2", "", 200, `"data_profile":"raid1c3"`},
+		{"what-if in a body", "GET", "/api/v1/pools/attic/capacity", `{"add":"4TiB"}`, 200, `"what_if_devices":[{"devid":1,"missing":true,`},
+		{"what-if twice of a kind", "GET", "/api/v1/pools/attic/capacity?add=4TiB&add=4TiB", "", 400, "give it once"},
+		{"what-if of a device of no size", "GET", "/api/v1/pools/attic/capacity?replace=1", "", 400, "such as 2:8TB"},
+		{"what-if of a size of no device", "GET", "/api/v1/pools/attic/capacity?replace=:8TB", "", 400, "such as 2:8TB"},
+		{"replacement too large to simulate", "GET", "/api/v1/pools/attic/capacity?replace=1:15EiB", "", 400, "16 PiB"},
+		{"replacement that is smaller", "GET", "/api/v1/pools/attic/capacity?replace=2:1TiB", "", 422, "smaller than the old one"},
+		{"conversion to no profile", "GET", "/api/v1/pools/attic/capacity?convert=raid7", "", 400, "raid10, raid5 or raid6"},
+		{"unknown change", "GET", "/api/v1/pools/attic/capacity?resize=1:1TiB", "", 400, "known: add, remove, replace, convert"},
+		{"conversion before there are enough devices", "GET", "/api/v1/pools/attic/capacity?convert=raid1c3&replace=1:4TiB", "", 422, "raid1c3 needs 3 devices"},
+		{"conversion when there are enough devices", "GET", "/api/v1/pools/attic/capacity?replace=1:4TiB&convert=raid1c3", "", 200, `"data_profile":"raid1c3"`},
 		{"capacity that is not known", "GET", "/api/v1/pools/" + emptyUUID + "/capacity", "", 503, "no answer"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -968,5 +979,55 @@ func TestNamesOfFilesAreForThoseWhoMayCommand(t *testing.T) {
 				t.Errorf("GET %s from %s does not tell the device:\n%s", target, name, w.Body)
 			}
 		}
+	}
+}
+
+// TestDevicesOfAWhatIf: each byte of a device is told once, and a new device has
+// no path, also where it has the devid of an old one.
+func TestDevicesOfAWhatIf(t *testing.T) {
+	type device struct {
+		ID        uint64  `json:"devid"`
+		Path      string  `json:"path"`
+		Size      uint64  `json:"size_bytes"`
+		Allocated uint64  `json:"allocated_bytes"`
+		Data      *uint64 `json:"data_bytes"`
+		Free      uint64  `json:"free_bytes"`
+		Stranded  uint64  `json:"stranded_bytes"`
+		Unusable  uint64  `json:"unusable_bytes"`
+	}
+	s := newService(t, nil)
+	get := func(target string) (now, then []device) {
+		t.Helper()
+		w := s.do("GET", target, "", sent{})
+		validate(t, "GET", target, w)
+		var answer struct {
+			Devices []device `json:"devices"`
+			WhatIf  []device `json:"what_if_devices"`
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range slices.Concat(answer.Devices, answer.WhatIf) {
+			if d.Allocated+d.Free+d.Stranded+d.Unusable != d.Size {
+				t.Errorf("%s: the parts of device %d are not the whole: %+v", target, d.ID, d)
+			}
+		}
+		return answer.Devices, answer.WhatIf
+	}
+	now, then := get("/api/v1/pools/attic/capacity")
+	if len(now) != 3 || len(then) != 0 || now[0].Unusable == 0 || now[0].Free != 0 || now[1].Path != "/dev/loop43" || now[1].Data == nil || *now[1].Data == 0 {
+		t.Errorf("now there are %+v and then %+v", now, then)
+	}
+	_, then = get("/api/v1/pools/attic/capacity?add=4TiB&remove=3")
+	if len(then) != 3 || then[1].Path != "/dev/loop43" || then[1].Data != nil || then[2].ID != 4 || then[2].Path != "" || then[2].Size != 4<<40 {
+		t.Errorf("with one added and another removed there are %+v", then)
+	}
+	_, then = get("/api/v1/pools/attic/capacity?replace=3:8TiB")
+	if len(then) != 3 || then[1].Path != "/dev/loop43" || then[2].ID != 3 || then[2].Path != "" || then[2].Size != 8<<40 {
+		t.Errorf("with one replaced there are %+v", then)
+	}
+	_, then = get("/api/v1/pools/attic/capacity?replace=1:4TiB&remove=3&add=1TiB")
+	if len(then) != 3 || then[2].ID != 3 || then[2].Path != "" {
+		t.Errorf("with a devid given anew there are %+v", then)
 	}
 }

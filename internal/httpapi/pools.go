@@ -1,7 +1,10 @@
 package httpapi
 
 import (
+	"cmp"
+	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -143,12 +146,214 @@ func (a *api) findPool(name string) (*collector.PoolReading, error) {
 			return nil, p
 		}
 	}
-	return nil, problemf(http.StatusNotFound, "There is no mounted pool %q: GET /api/v1/pools lists those there are.", name)
+	return nil, noPool(name, readings)
+}
+
+// namedPools is how many pools are named to whoever asked for one that is not there.
+const namedPools = 10
+
+func noPool(name string, readings []collector.PoolReading) *problem {
+	var names []string
+	for i := range readings[:min(len(readings), namedPools)] {
+		if label := readings[i].Label; label != "" {
+			names = append(names, strconv.Quote(label))
+		} else {
+			names = append(names, readings[i].UUID.String())
+		}
+	}
+	mounted := "Mounted are " + strings.Join(names, ", ")
+	switch {
+	case len(names) == 0:
+		mounted = "None is mounted"
+	case len(readings) > namedPools:
+		mounted += fmt.Sprintf(" and %d more", len(readings)-namedPools)
+	}
+	return problemf(http.StatusNotFound, "There is no mounted pool %q. %s.", name, mounted)
 }
 
 // maxAdded bounds the device of a what-if, in bytes: the simulation takes the
 // longer the larger it is, 8 s for 15 EiB.
 const maxAdded = 16 << 50
+
+// deviceSpaceView is what the space of a device is used for, in bytes of the device.
+// The size is the sum of what is allocated, free, stranded and unusable.
+type deviceSpaceView struct {
+	ID uint64 `json:"devid"`
+	// Path is left out for a device of which there is none, such as a new one.
+	Path    string `json:"path,omitempty"`
+	Missing bool   `json:"missing,omitempty"`
+	Size    uint64 `json:"size_bytes"`
+	// Allocated is in block groups. What these are for is left out where it is
+	// not known: without root, and in a what-if. Mixed ones are data.
+	Allocated uint64            `json:"allocated_bytes"`
+	Data      btrfs.Opt[uint64] `json:"data_bytes,omitzero"`
+	Metadata  btrfs.Opt[uint64] `json:"metadata_bytes,omitzero"`
+	System    btrfs.Opt[uint64] `json:"system_bytes,omitzero"`
+	Free      uint64            `json:"free_bytes"`     // data can still have it
+	Stranded  uint64            `json:"stranded_bytes"` // no chunk of data reaches it
+	Unusable  uint64            `json:"unusable_bytes"` // free, on a device that takes no chunks
+}
+
+// newDeviceSpaces shows the devices of a layout; kinds tells whether it is known what
+// their block groups are for. pathOf returns "" where there is no path.
+func newDeviceSpaces(r *capacity.Report, devices []capacity.LayoutDevice, kinds bool, pathOf func(id uint64) string) []deviceSpaceView {
+	views := make([]deviceSpaceView, 0, len(devices))
+	for i := range devices {
+		d := &devices[i]
+		v := deviceSpaceView{ID: d.ID, Path: pathOf(d.ID), Missing: d.Missing, Size: d.Size, Allocated: min(d.Used, d.Size)}
+		rest := d.Size - v.Allocated
+		switch {
+		case !d.Usable:
+			v.Unusable = rest
+		case i < len(r.Stranded):
+			v.Stranded = min(r.Stranded[i], rest)
+			v.Free = rest - v.Stranded
+		}
+		if kinds {
+			var data, metadata, system uint64
+			for _, a := range d.Allocated {
+				switch a.Type {
+				case btrfs.Metadata:
+					metadata += a.Bytes
+				case btrfs.System:
+					system += a.Bytes
+				default:
+					data += a.Bytes
+				}
+			}
+			v.Data, v.Metadata, v.System = btrfs.Some(data), btrfs.Some(metadata), btrfs.Some(system)
+		}
+		views = append(views, v)
+	}
+	return views
+}
+
+// pathOf is the path of a device of a pool, or its name in the kernel.
+func pathOf(p *btrfs.Pool, id uint64) string {
+	d := p.Device(id)
+	if d == nil {
+		return ""
+	}
+	return cmp.Or(d.Path, d.Name)
+}
+
+// whatIf is what is asked for: changes, in the order of the query.
+type whatIf struct {
+	changes []func(*btrfs.Pool) []capacity.Change
+	gone    map[uint64]bool // the devices that are taken away
+}
+
+// readWhatIf takes the changes out of the parameters, of each kind at most one. The
+// order matters: what lies on a device to remove may find room only on one that was
+// added before. Those in a body have none, and come last.
+func readWhatIf(p *parameters, rawQuery string) *whatIf {
+	w := &whatIf{gone: make(map[uint64]bool)}
+	kinds := map[string]func(){
+		"add":     func() { w.add(p) },
+		"remove":  func() { w.remove(p) },
+		"replace": func() { w.replace(p) },
+		"convert": func() { w.convert(p) },
+	}
+	order := make([]string, 0, 2*len(kinds))
+	for pair := range strings.SplitSeq(rawQuery, "&") {
+		name, _, _ := strings.Cut(pair, "=")
+		if name, err := url.QueryUnescape(name); err == nil {
+			order = append(order, name)
+		}
+	}
+	for _, name := range append(order, "add", "remove", "replace", "convert") {
+		if read := kinds[name]; read != nil {
+			read()
+			delete(kinds, name)
+		}
+	}
+	return w
+}
+
+// then adds changes that are the same for all pools.
+func (w *whatIf) then(changes ...capacity.Change) {
+	w.changes = append(w.changes, func(*btrfs.Pool) []capacity.Change { return changes })
+}
+
+func (w *whatIf) add(p *parameters) {
+	if size := p.size("add"); size > maxAdded {
+		p.fail("add", "is more than %s, the most that is simulated", humanize.IBytes(maxAdded))
+	} else if size > 0 {
+		w.then(capacity.AddDevice{Size: size})
+	}
+}
+
+func (w *whatIf) remove(p *parameters) {
+	text, given := p.text("remove")
+	if !given {
+		return
+	}
+	id, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		p.fail("remove", "must be the devid of a device, not %q", text)
+	}
+	w.gone[id] = true
+	w.then(capacity.RemoveDevice{ID: id})
+}
+
+func (w *whatIf) replace(p *parameters) {
+	text, given := p.text("replace")
+	if !given {
+		return
+	}
+	device, size, _ := strings.Cut(text, ":")
+	id, err := strconv.ParseUint(device, 10, 64)
+	bytes, sizeErr := humanize.ParseBytes(size)
+	switch {
+	case err != nil || sizeErr != nil || bytes == 0:
+		p.fail("replace", "must be the devid of a device and the size of the new one, such as 2:8TB, not %q", text)
+	case bytes > maxAdded:
+		p.fail("replace", "is more than %s, the most that is simulated", humanize.IBytes(maxAdded))
+	}
+	w.gone[id] = true
+	w.then(capacity.ReplaceDevice{ID: id, Size: bytes})
+}
+
+// convert is of data, metadata and system, as a balance with -dconvert and -mconvert
+// does it (btrfs-balance(8)).
+func (w *whatIf) convert(p *parameters) {
+	text, given := p.text("convert")
+	if !given {
+		return
+	}
+	profile, err := btrfs.ParseProfile(text)
+	if err != nil {
+		p.fail("convert", "is an %v", err)
+	}
+	w.changes = append(w.changes, func(pool *btrfs.Pool) (changes []capacity.Change) {
+		for _, t := range []btrfs.BlockGroupType{btrfs.Data, btrfs.Mixed, btrfs.Metadata, btrfs.System} {
+			if pool.Space(t) != nil {
+				changes = append(changes, capacity.Convert{Type: t, Profile: profile})
+			}
+		}
+		return changes
+	})
+}
+
+// answer works out what a pool would be.
+func (w *whatIf) answer(f *collector.Facts) (*capacityView, []deviceSpaceView, error) {
+	var changes []capacity.Change
+	for _, of := range w.changes {
+		changes = append(changes, of(f.Pool)...)
+	}
+	report, devices, err := capacity.WhatIf(f.Pool, f.Layout, changes...)
+	if err != nil {
+		return nil, nil, err
+	}
+	path := func(id uint64) string {
+		// A new device may get the devid of one that is gone.
+		if w.gone[id] {
+			return ""
+		}
+		return pathOf(f.Pool, id)
+	}
+	return newCapacityView(report), newDeviceSpaces(report, devices, false, path), nil
+}
 
 // showCapacity answers with the capacity of a pool, and with that after changes
 // that are asked for.
@@ -157,19 +362,7 @@ func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var changes []capacity.Change
-	if size := p.size("add"); size > maxAdded {
-		p.fail("add", "is more than %s, the most that is simulated", humanize.IBytes(maxAdded))
-	} else if size > 0 {
-		changes = append(changes, capacity.AddDevice{Size: size})
-	}
-	if id, given := p.text("remove"); given {
-		n, err := strconv.ParseUint(id, 10, 64)
-		if err != nil {
-			p.fail("remove", "must be the devid of a device, not %q", id)
-		}
-		changes = append(changes, capacity.RemoveDevice{ID: n})
-	}
+	asked := readWhatIf(p, r.URL.RawQuery)
 	if err := p.done(); err != nil {
 		return err
 	}
@@ -177,21 +370,31 @@ func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if reading.Facts == nil || reading.Facts.Report == nil {
-		return problemf(http.StatusServiceUnavailable, "The capacity of pool %s is not known: %v.", reading.UUID, reading.Err)
+	f := reading.Facts
+	if f == nil || f.Report == nil {
+		var why any = reading.Err
+		if reading.Err == nil {
+			why = "it is mounted where this program cannot reach it"
+		}
+		return problemf(http.StatusServiceUnavailable, "The capacity of pool %s is not known: %v.", reading.UUID, why)
 	}
 	answer := struct {
-		UUID     btrfs.UUID    `json:"uuid"`
-		Now      *capacityView `json:"now"`
-		WhatIf   *capacityView `json:"what_if,omitempty"`
-		Forecast *forecastView `json:"forecast,omitempty"`
-	}{UUID: reading.UUID, Now: newCapacityView(reading.Facts.Report), Forecast: a.forecast(reading.UUID)}
-	if len(changes) > 0 {
-		report, _, err := capacity.WhatIf(reading.Facts.Pool, reading.Facts.Layout, changes...)
+		UUID          btrfs.UUID        `json:"uuid"`
+		Now           *capacityView     `json:"now"`
+		Devices       []deviceSpaceView `json:"devices"`
+		WhatIf        *capacityView     `json:"what_if,omitempty"`
+		WhatIfDevices []deviceSpaceView `json:"what_if_devices,omitempty"`
+		Forecast      *forecastView     `json:"forecast,omitempty"`
+	}{
+		UUID: reading.UUID, Now: newCapacityView(f.Report),
+		Devices:  newDeviceSpaces(f.Report, f.Layout.Devices, f.Layout.Exact, func(id uint64) string { return pathOf(f.Pool, id) }),
+		Forecast: a.forecast(reading.UUID),
+	}
+	if len(asked.changes) > 0 {
+		answer.WhatIf, answer.WhatIfDevices, err = asked.answer(f)
 		if err != nil {
-			return problemf(http.StatusUnprocessableEntity, "That cannot be worked out: %v.", err)
+			return problemf(http.StatusUnprocessableEntity, "That cannot be done: %v.", err)
 		}
-		answer.WhatIf = newCapacityView(report)
 	}
 	writeJSON(w, http.StatusOK, answer)
 	return nil
