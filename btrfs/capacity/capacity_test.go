@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -611,6 +612,26 @@ func TestWhatIf(t *testing.T) {
 		if _, _, err := WhatIf(p, l, c); err == nil {
 			t.Errorf("%s is no error", c)
 		}
+	}
+}
+
+// TestNoProfileIsGivenUpForARemoval: the kernel refuses to remove a device that a
+// profile needs ("unable to go below two devices on raid1"), and so do we.
+func TestNoProfileIsGivenUpForARemoval(t *testing.T) {
+	p := fresh(t, btrfs.RAID1, btrfs.RAID1, 4*tib, 2*tib)
+	l, err := NewLayout(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, _, err := WhatIf(p, l, RemoveDevice{2}); err == nil || !strings.Contains(err.Error(), "raid1 of") || !strings.Contains(err.Error(), "convert it first") {
+		t.Errorf("one device of two is removed: %+v, %v", r, err)
+	}
+	if _, _, err := WhatIf(p, l, AddDevice{tib}, RemoveDevice{2}); err != nil {
+		t.Errorf("one of three is not: %v", err)
+	}
+	to := []Change{Convert{btrfs.Data, btrfs.Single}, Convert{btrfs.Metadata, btrfs.DUP}, Convert{btrfs.System, btrfs.DUP}, RemoveDevice{2}}
+	if _, _, err := WhatIf(p, l, to...); err != nil {
+		t.Errorf("after a conversion it is not: %v", err)
 	}
 }
 

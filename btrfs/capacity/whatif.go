@@ -154,11 +154,35 @@ func (c RemoveDevice) apply(w *whatIf) error {
 	if err != nil {
 		return err
 	}
+	if err := w.enoughWithout(c.ID); err != nil {
+		return err
+	}
 	d.Usable, d.Holes = false, nil
 	if err := w.move(c.ID, 0); err != nil {
 		return err
 	}
 	w.layout.Devices = slices.DeleteFunc(w.layout.Devices, func(d LayoutDevice) bool { return d.ID == c.ID })
+	return nil
+}
+
+// enoughWithout returns why the kernel would not take the device away: each profile
+// that has block groups needs so many members, missing ones among them, and none is
+// given up without a conversion (btrfs_check_raid_min_devices in
+// fs/btrfs/volumes.c).
+func (w *whatIf) enoughWithout(id uint64) error {
+	left := 0
+	for _, d := range w.layout.Devices {
+		if d.ID != id && d.ID != 0 { // 0 is the target of a replace
+			left++
+		}
+	}
+	for _, s := range w.pool.Spaces {
+		for _, p := range s.Profiles {
+			if least := p.Profile.Attributes().DevsMin; left < least {
+				return fmt.Errorf("profile %s of %s needs %d devices, and %d would be left: convert it first, or replace the device", p.Profile, s.Type, least, left)
+			}
+		}
+	}
 	return nil
 }
 
