@@ -180,16 +180,19 @@ func (p *page) pools(control web.Control) (all []*web.Pool, empty string) {
 
 // showAll answers with the page of all pools.
 func (p *page) showAll(w http.ResponseWriter, r *http.Request) {
-	v := &web.Page{Live: "/live", Message: done(r)}
+	p.renderAll(w, r, http.StatusOK, done(r))
+}
+
+func (p *page) renderAll(w http.ResponseWriter, r *http.Request, status int, message *web.Message) {
+	v := &web.Page{Live: "/live", Message: message}
 	v.Pools, v.Empty = p.pools(p.control(r))
 	if len(v.Pools) > 1 {
 		v.List = v.Pools
 	}
 	if len(v.Pools) > maxPools {
-		v.Pools = nil
-		v.Live = ""
+		v.Pools, v.Live = nil, ""
 	}
-	p.render(w, r, http.StatusOK, v)
+	p.render(w, r, status, v)
 }
 
 // one builds the pool that the path of a request names.
@@ -438,15 +441,7 @@ func (p *page) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	problem := problemOf(err)
-	v := &web.Page{Live: "/live", Message: &web.Message{Severity: web.Critical, Text: problem.Detail}}
-	v.Pools, v.Empty = p.pools(p.control(r))
-	if len(v.Pools) > 1 {
-		v.List = v.Pools
-	}
-	if len(v.Pools) > maxPools {
-		v.Pools, v.Live = nil, ""
-	}
-	p.render(w, r, problem.Status, v)
+	p.renderAll(w, r, problem.Status, &web.Message{Severity: web.Critical, Text: problem.Detail})
 }
 
 func (p *page) tokenForm(name, pool, wrong string) *web.TokenForm {

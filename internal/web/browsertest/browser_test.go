@@ -252,6 +252,10 @@ func TestOtherPagesCannotPressButtons(t *testing.T) {
 	b.says("Requests from the pages of other sites are refused.")
 }
 
+// slow is how fast the disks of a pool are that a scrub takes a while on, in bytes
+// per second: it must not end before somebody has clicked on a loaded machine.
+const slow = 8 << 20
+
 // slowPool is a pool that a scrub takes a while on.
 func slowPool(t *testing.T) (*btrfstest.Pool, []*btrfstest.FaultDisk) {
 	t.Helper()
@@ -285,7 +289,7 @@ func slowPool(t *testing.T) (*btrfstest.Pool, []*btrfstest.FaultDisk) {
 		t.Fatal(err)
 	}
 	for _, disk := range disks {
-		disk.Slow(0, 20<<20)
+		disk.Slow(0, slow)
 	}
 	return pool, disks
 }
@@ -301,7 +305,7 @@ func TestScrubByClicking(t *testing.T) {
 	for _, script := range []bool{true, false} {
 		t.Run(fmt.Sprintf("script %t", script), func(t *testing.T) {
 			for _, disk := range disks {
-				disk.Slow(0, 20<<20)
+				disk.Slow(0, slow)
 			}
 			b := newBrowser(t, 1440, 900, "light", script)
 			reload := func() {
