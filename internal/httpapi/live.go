@@ -3,11 +3,17 @@ package httpapi
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/go-kit/log/level"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
@@ -23,11 +29,22 @@ type sectionID struct {
 	name string
 }
 
+// leastInterval is how long it draws nothing after it has drawn, however many pages
+// are opened and buttons pressed.
+const leastInterval = 250 * time.Millisecond
+
+// drawing is all that those see who may do the same.
+type drawing struct {
+	sections map[sectionID][]byte
+	of       string // which pools it is of, see namesOf
+}
+
 // live keeps open pages up to date. However many there are, each section is drawn
 // once for all who may see the same, and only what changed is sent. A reader that is
 // slow holds up nobody, and gets what is newest when it reads again.
 type live struct {
-	draw     func(web.Control) (map[sectionID][]byte, error)
+	// draw draws by readings that began after a time.
+	draw     func(control web.Control, after time.Time) (drawing, error)
 	jobs     *job.Store
 	stopping <-chan struct{}
 
@@ -41,9 +58,9 @@ type live struct {
 // liveView is what those see who may do the same.
 type liveView struct {
 	sections map[sectionID]liveSection
-	// pools is the version at which the pools there are changed last.
-	pools   uint64
-	readers map[chan struct{}]bool // each gets a value when there is something new
+	of       string
+	drawn    time.Time              // zero: never
+	readers  map[chan struct{}]bool // each gets a value when there is something new
 }
 
 // liveSection is a section, ready to be sent.
@@ -53,7 +70,15 @@ type liveSection struct {
 	version uint64
 }
 
-func newLive(draw func(web.Control) (map[sectionID][]byte, error), jobs *job.Store, stopping <-chan struct{}) *live {
+// element is the id of the element on the page.
+func (id sectionID) element() string {
+	if id.pool.IsZero() {
+		return id.name
+	}
+	return web.SectionID(id.pool, id.name)
+}
+
+func newLive(draw func(web.Control, time.Time) (drawing, error), jobs *job.Store, stopping <-chan struct{}) *live {
 	return &live{draw: draw, jobs: jobs, stopping: stopping, views: make(map[web.Control]*liveView), woken: make(chan struct{}, 1)}
 }
 
@@ -75,7 +100,7 @@ func (l *live) join(control web.Control) (news chan struct{}, leave func()) {
 		l.views[control] = v
 	}
 	v.readers[news] = true
-	if v.sections != nil {
+	if !v.drawn.IsZero() {
 		news <- struct{}{} // what changed since its page was drawn
 	}
 	if !l.loop {
@@ -101,41 +126,52 @@ func (l *live) run() {
 	timer := time.NewTicker(liveInterval)
 	defer timer.Stop()
 	for {
+		after := time.Time{}
 		select {
 		case <-timer.C:
+			after = time.Now().Add(-freshEnough)
 		case <-l.woken:
+			after = time.Now()
 		case e := <-events:
 			if e.Type != "job" {
 				continue // the progress of a scrub waits for the timer
 			}
+			after = time.Now()
 		case <-l.stopping:
-			l.mu.Lock()
-			l.loop = false
-			l.mu.Unlock()
-			return
 		}
 		l.mu.Lock()
-		if len(l.views) == 0 {
+		if len(l.views) == 0 || stopped(l.stopping) {
 			l.loop = false
 			l.mu.Unlock()
 			return
 		}
-		controls := make([]web.Control, 0, len(l.views))
-		for c := range l.views {
-			controls = append(controls, c)
-		}
+		controls := slices.Collect(maps.Keys(l.views))
 		l.mu.Unlock()
 		for _, c := range controls {
-			// A pool that cannot be drawn is drawn the next time.
-			if sections, err := l.draw(c); err == nil {
-				l.publish(c, sections)
+			// What cannot be drawn is drawn the next time; meanwhile nobody is told
+			// that the page is live.
+			if d, err := l.draw(c, after); err == nil {
+				l.publish(c, d)
 			}
+		}
+		select {
+		case <-time.After(leastInterval):
+		case <-l.stopping:
 		}
 	}
 }
 
+func stopped(stopping <-chan struct{}) bool {
+	select {
+	case <-stopping:
+		return true
+	default:
+		return false
+	}
+}
+
 // publish notes what changed, and tells the readers.
-func (l *live) publish(control web.Control, drawn map[sectionID][]byte) {
+func (l *live) publish(control web.Control, d drawing) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v := l.views[control]
@@ -143,12 +179,10 @@ func (l *live) publish(control web.Control, drawn map[sectionID][]byte) {
 		return
 	}
 	l.version++
-	first, changed := v.sections == nil, false
-	others := len(drawn) != len(v.sections)
-	sections := make(map[sectionID]liveSection, len(drawn))
-	for id, html := range drawn {
+	changed := v.drawn.IsZero() || v.of != d.of
+	sections := make(map[sectionID]liveSection, len(d.sections))
+	for id, html := range d.sections {
 		before, known := v.sections[id]
-		others = others || !known
 		if known && bytes.Equal(before.html, html) {
 			sections[id] = before
 			continue
@@ -156,11 +190,8 @@ func (l *live) publish(control web.Control, drawn map[sectionID][]byte) {
 		changed = true
 		sections[id] = liveSection{html: html, event: sectionEvent(id, html), version: l.version}
 	}
-	v.sections = sections
-	if others && !first {
-		v.pools, changed = l.version, true
-	}
-	if !changed && !first {
+	v.sections, v.of, v.drawn = sections, d.of, time.Now()
+	if !changed {
 		return
 	}
 	for news := range v.readers {
@@ -173,58 +204,95 @@ func (l *live) publish(control web.Control, drawn map[sectionID][]byte) {
 
 // sectionEvent is the event that replaces a section of a page.
 func sectionEvent(id sectionID, html []byte) []byte {
-	text, err := json.Marshal(map[string]string{"id": web.SectionID(id.pool, id.name), "html": string(html)})
+	text, err := json.Marshal(map[string]string{"id": id.element(), "html": string(html)})
 	if err != nil {
 		return nil // of strings alone: it cannot be
 	}
 	return fmt.Appendf(nil, "event: section\ndata: %s\n\n", text)
 }
 
-// since returns the events of what is newer than a version, of one pool or of all,
-// and the version that a reader of them has. reload tells that there are other pools
-// than at that version, or that the one pool is gone.
-func (l *live) since(control web.Control, version uint64, pool btrfs.UUID) (events []byte, now uint64, reload bool) {
+// news is what a reader gets.
+type news struct {
+	events  [][]byte // shared by all readers
+	version uint64   // that the reader has then
+	// reload: the pools are not those of the page.
+	reload bool
+}
+
+// since returns what is newer than a version, for the page of one pool, or for that
+// of all, which says which pools it is of.
+func (l *live) since(control web.Control, version uint64, pool btrfs.UUID, of string) news {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	v := l.views[control]
-	if v == nil {
-		return nil, version, false
+	if v == nil || v.drawn.IsZero() {
+		return news{version: version}
 	}
+	n := news{version: l.version}
 	there := false
 	for id, s := range v.sections {
-		if pool.IsZero() || pool == id.pool {
-			there = true
-			if s.version > version {
-				events = append(events, s.event...)
-			}
+		if !pool.IsZero() && pool != id.pool {
+			continue
+		}
+		there = true
+		if s.version > version {
+			n.events = append(n.events, s.event)
 		}
 	}
+	n.reload = !there
 	if pool.IsZero() {
-		return events, l.version, version > 0 && v.pools > version
+		n.reload = of != v.of
 	}
-	return events, l.version, v.sections != nil && !there
+	return n
 }
 
-// sections draws all sections for those who may do the same.
-func (p *page) sections(control web.Control) (map[sectionID][]byte, error) {
-	held, known, _ := p.readings.get()
+// isLive tells whether it was drawn of late for those who may do the same.
+func (l *live) isLive(control web.Control) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v := l.views[control]
+	return v != nil && time.Since(v.drawn) < heartbeat
+}
+
+// sections draws everything for those who may do the same.
+func (p *page) sections(control web.Control, after time.Time) (drawing, error) {
+	pools, known, missing := p.pools(control, after)
 	if !known {
-		return nil, fmt.Errorf("the pools have not answered yet")
+		return drawing{}, errors.New("the pools have not answered yet")
 	}
-	now := time.Now()
-	all := make(map[sectionID][]byte)
-	for i := range held {
-		in := p.input(&held[i], now)
-		pool := web.Build(&in, control, now)
+	d := drawing{sections: make(map[sectionID][]byte), of: namesOf(pools)}
+	summary, err := p.renderer.Summary(web.NewSummary(pools, missing))
+	if err != nil {
+		return d, err
+	}
+	d.sections[sectionID{name: web.SummaryID}] = summary
+	for _, pool := range pools {
+		uuid, err := btrfs.ParseUUID(pool.UUID)
+		if err != nil {
+			return d, err
+		}
 		for _, name := range web.Sections() {
 			html, err := p.renderer.Section(name, pool)
 			if err != nil {
-				return nil, err
+				return d, err
 			}
-			all[sectionID{held[i].UUID, name}] = html
+			d.sections[sectionID{uuid, name}] = html
 		}
 	}
-	return all, nil
+	return d, nil
+}
+
+// draw draws for open pages. What would end a request must not end the daemon.
+func (p *page) draw(control web.Control, after time.Time) (d drawing, err error) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			err = fmt.Errorf("panic: %v\n%s", fault, debug.Stack())
+		}
+		if err != nil {
+			level.Warn(p.cfg.Logger).Log("msg", "Open status pages could not be brought up to date", "err", err)
+		}
+	}()
+	return p.sections(control, after)
 }
 
 // stream sends the sections of a page as they change, as server-sent events.
@@ -237,6 +305,11 @@ func (p *page) stream(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	// The page of somebody else must not use up the streams.
+	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
+		p.fail(w, r, problemf(http.StatusForbidden, "Requests from the pages of other sites are refused."))
+		return
+	}
 	select {
 	case p.streams <- struct{}{}:
 		defer func() { <-p.streams }()
@@ -244,18 +317,18 @@ func (p *page) stream(w http.ResponseWriter, r *http.Request) {
 		p.fail(w, r, problemf(http.StatusServiceUnavailable, "%d pages are open already: close some.", maxStreams))
 		return
 	}
-	control := p.control(r)
-	news, leave := p.live.join(control)
-	defer leave()
 	send := newEventWriter(w)
 	if r.Method == http.MethodHead || !send.write([]byte(": what changes follows\n\n")) {
 		return
 	}
+	control := p.control(r)
+	told, leave := p.live.join(control)
+	defer leave()
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	version := uint64(0)
 	for {
-		var ok bool
+		ok := false
 		select {
 		case <-r.Context().Done():
 			return
@@ -263,21 +336,29 @@ func (p *page) stream(w http.ResponseWriter, r *http.Request) {
 			return
 		case <-beat.C:
 			if p.control(r) != control { // the session ended, or there is another token
-				send.write([]byte("event: reload\ndata: {}\n\n"))
+				send.write([]byte(reloadEvent))
 				return
 			}
-			ok = send.write([]byte(": still here\n\n"))
-		case <-news:
-			events, now, reload := p.live.since(control, version, pool)
-			version = now
-			if reload {
-				send.write([]byte("event: reload\ndata: {}\n\n"))
+			// A browser that hears nothing for a while says that the page is not live.
+			if ok = true; p.live.isLive(control) {
+				ok = send.write([]byte("event: beat\ndata: {}\n\n"))
+			}
+		case <-told:
+			n := p.live.since(control, version, pool, r.URL.Query().Get("of"))
+			if n.reload {
+				send.write([]byte(reloadEvent))
 				return
 			}
-			ok = len(events) == 0 || send.write(events)
+			version, ok = n.version, true
+			for _, event := range n.events {
+				ok = ok && send.write(event)
+			}
 		}
 		if !ok {
 			return
 		}
 	}
 }
+
+// reloadEvent has the browser load the page again.
+const reloadEvent = "event: reload\ndata: {}\n\n"

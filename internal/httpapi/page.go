@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -44,7 +46,7 @@ type page struct {
 const maxPools = 8
 
 // maxStreams is how many pages may be open: anybody who may look can open one.
-const maxStreams = 500
+const maxStreams = 256
 
 func newPage(a *api) (*page, error) {
 	renderer, err := web.NewRenderer()
@@ -53,9 +55,12 @@ func newPage(a *api) (*page, error) {
 	}
 	p := &page{
 		api: a, renderer: renderer, streams: make(chan struct{}, maxStreams), whatIfs: make(chan struct{}, 2),
-		readings: &readings{pools: a.cfg.Pools, now: time.Now},
+		readings: &readings{pools: a.cfg.Pools, about: a.about, now: time.Now},
 	}
-	p.live = newLive(p.sections, a.cfg.Jobs, a.cfg.Stopping)
+	if a.cfg.History != nil {
+		p.readings.past = a.past
+	}
+	p.live = newLive(p.draw, a.cfg.Jobs, a.cfg.Stopping)
 	return p, nil
 }
 
@@ -128,26 +133,26 @@ func (p *page) render(w http.ResponseWriter, r *http.Request, status int, v *web
 	}
 }
 
-// input gathers what is known of a pool. It waits for no disk.
-func (p *page) input(h *heldReading, now time.Time) web.Input {
-	in := web.Input{Reading: h.PoolReading, Read: h.read, Late: h.late}
-	if p.cfg.Scrubs != nil {
-		if s, err := p.cfg.Scrubs.Status(h.UUID); err == nil {
+// about adds to an input what the runners know of its pool.
+func (a *api) about(in *web.Input) {
+	if a.cfg.Scrubs != nil {
+		if s, err := a.cfg.Scrubs.Status(in.Reading.UUID); err == nil {
 			in.Scrub = &s
 		}
 	}
-	if p.cfg.Snapshots != nil {
-		if o, ok := p.cfg.Snapshots.Overview(h.UUID); ok {
+	if a.cfg.Snapshots != nil {
+		if o, ok := a.cfg.Snapshots.Overview(in.Reading.UUID); ok {
 			in.Snapshots = &o
 		}
 	}
-	if p.cfg.History != nil {
-		in.History = p.cfg.History.Samples(h.UUID, now.Add(-historyShown), historyPoints)
-		if f, ok := p.cfg.History.Forecast(h.UUID); ok {
-			in.Forecast = &f
-		}
+}
+
+// past adds to an input what the history knows of its pool.
+func (a *api) past(in *web.Input, now time.Time) {
+	in.History = a.cfg.History.Samples(in.Reading.UUID, now.Add(-historyShown), historyPoints)
+	if f, ok := a.cfg.History.Forecast(in.Reading.UUID); ok {
+		in.Forecast = &f
 	}
-	return in
 }
 
 // What of the history is drawn.
@@ -156,81 +161,88 @@ const (
 	historyPoints = 150
 )
 
-// pools returns all pools, the worst first, and why there is none.
-func (p *page) pools(control web.Control) (all []*web.Pool, empty string) {
-	held, known, err := p.readings.get()
+// pools builds all pools, the worst first. The error says why some may be missing.
+func (p *page) pools(control web.Control, after time.Time) (all []*web.Pool, known bool, err error) {
+	inputs, known, err := p.readings.get(after)
 	now := time.Now()
-	for i := range held {
-		in := p.input(&held[i], now)
-		all = append(all, web.Build(&in, control, now))
+	for i := range inputs {
+		all = append(all, web.Build(&inputs[i], control, now))
 	}
 	slices.SortStableFunc(all, func(a, b *web.Pool) int {
 		return cmp.Or(cmp.Compare(b.Worst, a.Worst), cmp.Compare(a.Name, b.Name))
 	})
-	switch {
-	case !known:
-		empty = "The pools are being read, and have not answered yet: a disk may hang. Load the page again in a moment."
-	case err != nil:
-		empty = fmt.Sprintf("The pools could not be found: %v.", err)
-	default:
-		empty = "No btrfs pool is mounted here. Mount one, and it appears by itself."
-	}
-	return all, empty
+	return all, known, err
 }
+
+const notYet = "The pools are being read, and have not answered yet: a disk may hang. Load the page again in a moment."
 
 // showAll answers with the page of all pools.
 func (p *page) showAll(w http.ResponseWriter, r *http.Request) {
-	p.renderAll(w, r, http.StatusOK, done(r))
+	p.renderAll(w, r, http.StatusOK, done(w, r))
 }
 
 func (p *page) renderAll(w http.ResponseWriter, r *http.Request, status int, message *web.Message) {
-	v := &web.Page{Live: "/live", Message: message}
-	v.Pools, v.Empty = p.pools(p.control(r))
-	if len(v.Pools) > 1 {
-		v.List = v.Pools
+	v := &web.Page{Message: message}
+	all, known, err := p.pools(p.control(r), time.Now())
+	v.Summary = web.NewSummary(all, err)
+	v.Live = "/live?of=" + namesOf(all)
+	switch {
+	case !known:
+		v.Empty = notYet
+	case err == nil:
+		v.Empty = "No btrfs pool is mounted here. Mount one, and it appears by itself."
 	}
-	if len(v.Pools) > maxPools {
+	if v.Pools = all; len(all) > maxPools {
 		v.Pools, v.Live = nil, ""
 	}
 	p.render(w, r, status, v)
 }
 
+// namesOf is short for which pools there are.
+func namesOf(pools []*web.Pool) string {
+	ids := make([]string, 0, len(pools))
+	for _, p := range pools {
+		ids = append(ids, p.UUID)
+	}
+	slices.Sort(ids)
+	sum := sha256.Sum256([]byte(strings.Join(ids, " ")))
+	return hex.EncodeToString(sum[:6])
+}
+
 // one builds the pool that the path of a request names.
-func (p *page) one(r *http.Request) (*heldReading, *web.Pool, error) {
-	held, known, _ := p.readings.get()
+func (p *page) one(r *http.Request) (*web.Input, *web.Pool, error) {
+	inputs, known, _ := p.readings.get(time.Now())
 	uuid, err := btrfs.ParseUUID(strings.ToLower(r.PathValue("pool")))
 	if err == nil {
-		for i := range held {
-			if held[i].UUID == uuid {
-				now := time.Now()
-				in := p.input(&held[i], now)
-				return &held[i], web.Build(&in, p.control(r), now), nil
+		for i := range inputs {
+			if inputs[i].Reading.UUID == uuid {
+				return &inputs[i], web.Build(&inputs[i], p.control(r), time.Now()), nil
 			}
 		}
 	}
 	if !known {
-		return nil, nil, problemf(http.StatusServiceUnavailable, "The pools are being read, and have not answered yet: a disk may hang. Load the page again in a moment.")
+		return nil, nil, problemf(http.StatusServiceUnavailable, notYet)
 	}
 	return nil, nil, problemf(http.StatusNotFound, "There is no mounted pool %q.", r.PathValue("pool"))
 }
 
 // showOne answers with the page of one pool, and with what was asked about it.
 func (p *page) showOne(w http.ResponseWriter, r *http.Request) {
-	held, pool, err := p.one(r)
+	in, pool, err := p.one(r)
 	if err != nil {
 		p.refuse(w, r, err)
 		return
 	}
 	if q := question(r.URL.Query()); q.Change != "" && pool.WhatIf != nil {
 		pool.WhatIf.Ask(q)
-		pool.WhatIf.Answer = p.answer(r, held, q)
+		pool.WhatIf.Answer = p.answer(r, in, q)
 	}
-	p.render(w, r, http.StatusOK, &web.Page{Live: "/live?pool=" + pool.UUID, Message: done(r), Pools: []*web.Pool{pool}, Only: pool})
+	p.render(w, r, http.StatusOK, &web.Page{Live: "/live?pool=" + pool.UUID, Message: done(w, r), Pools: []*web.Pool{pool}, Only: pool})
 }
 
 // showAnswer answers a what-if by itself.
 func (p *page) showAnswer(w http.ResponseWriter, r *http.Request) {
-	held, pool, err := p.one(r)
+	in, pool, err := p.one(r)
 	if err != nil {
 		p.fail(w, r, err)
 		return
@@ -240,7 +252,7 @@ func (p *page) showAnswer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var b bytes.Buffer
-	if err := p.renderer.Answer(&b, p.answer(r, held, question(r.URL.Query()))); err != nil {
+	if err := p.renderer.Answer(&b, p.answer(r, in, question(r.URL.Query()))); err != nil {
 		p.fail(w, r, err)
 		return
 	}
@@ -257,18 +269,18 @@ func question(q url.Values) web.Question {
 const maxWhatIf = 1 << 50
 
 // answer works out a what-if.
-func (p *page) answer(r *http.Request, held *heldReading, q web.Question) *web.Answer {
+func (p *page) answer(r *http.Request, in *web.Input, q web.Question) *web.Answer {
 	select {
 	case p.whatIfs <- struct{}{}:
 		defer func() { <-p.whatIfs }()
 	case <-r.Context().Done():
 		return &web.Answer{Error: "Nobody waits for the answer any more."}
 	}
-	changes, added, err := changesOf(held.Facts.Pool, q)
+	changes, added, err := changesOf(in.Reading.Facts.Pool, q)
 	if err != nil {
 		return &web.Answer{Error: err.Error()}
 	}
-	return web.WhatIf(held.Facts, changes, added)
+	return web.WhatIf(in.Reading.Facts, changes, added)
 }
 
 // changesOf reads a question. The errors are sentences.
@@ -348,13 +360,17 @@ var actions = map[string]action{
 	}},
 }
 
-// done says what the request before this one did, by a name in the query. The link of
-// another page must not have us say it.
-func done(r *http.Request) *web.Message {
-	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
+// doneCookie names what the request before this one did, until that is said.
+const doneCookie = "btrfs-governor-done"
+
+// done says what the request before this one did, once.
+func done(w http.ResponseWriter, r *http.Request) *web.Message {
+	c, err := r.Cookie(doneCookie)
+	if err != nil {
 		return nil
 	}
-	if a, ok := actions[r.URL.Query().Get("done")]; ok {
+	http.SetCookie(w, &http.Cookie{Name: doneCookie, Path: "/", MaxAge: -1, HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil})
+	if a, ok := actions[c.Value]; ok {
 		return &web.Message{Severity: web.Good, Text: a.done}
 	}
 	return nil
@@ -395,7 +411,7 @@ func (p *page) mayAct(r *http.Request, name string) error {
 
 // carryOut does an action of somebody who may.
 func (p *page) carryOut(w http.ResponseWriter, r *http.Request, name, pool string) {
-	uuid, err := p.findScrub(pool)
+	uuid, err := p.find(pool)
 	if err != nil {
 		p.refuse(w, r, err)
 		return
@@ -412,7 +428,20 @@ func (p *page) carryOut(w http.ResponseWriter, r *http.Request, name, pool strin
 		writeJSON(w, http.StatusAccepted, map[string]string{"message": a.done, "job": jobID})
 		return
 	}
-	http.Redirect(w, r, backTo(r, uuid)+"?done="+name, http.StatusSeeOther)
+	http.SetCookie(w, &http.Cookie{Name: doneCookie, Value: name, Path: "/", MaxAge: 30, HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil})
+	http.Redirect(w, r, backTo(r, uuid), http.StatusSeeOther)
+}
+
+// find finds the pool of a button. It waits for no disk of another one.
+func (p *page) find(name string) (btrfs.UUID, error) {
+	uuid, err := btrfs.ParseUUID(strings.ToLower(name))
+	if err == nil {
+		inputs, _, _ := p.readings.get(time.Time{})
+		if slices.ContainsFunc(inputs, func(in web.Input) bool { return in.Reading.UUID == uuid }) {
+			return uuid, nil
+		}
+	}
+	return p.findScrub(name)
 }
 
 // backTo is the page that a button was pressed on: that of the pool, or that of all.

@@ -19,7 +19,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/collector"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
 	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
 	"github.com/btrfs-governor/btrfs-governor/internal/web"
 )
@@ -63,25 +65,29 @@ func TestButtonsAskForTheTokenOnce(t *testing.T) {
 		t.Fatalf("something was done without the token: %v", asked)
 	}
 	w = s.do("POST", "/session", tokenForm(theToken, "scrub", atticUUID), sent{header: browser(nil)})
-	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/?done=scrub" {
+	if w.Code != http.StatusSeeOther || w.Header().Get("Location") != "/" {
 		t.Fatalf("with the token: %d, to %s: %s", w.Code, w.Header().Get("Location"), w.Body)
 	}
 	cookies := w.Result().Cookies()
-	if len(cookies) != 1 || !cookies[0].HttpOnly || cookies[0].SameSite != http.SameSiteStrictMode || cookies[0].Secure || strings.Contains(cookies[0].Value, theToken) {
+	if len(cookies) != 2 || !cookies[0].HttpOnly || cookies[0].SameSite != http.SameSiteStrictMode || cookies[0].Secure || strings.Contains(cookies[0].Value, theToken) {
 		t.Fatalf("the cookie is %+v", cookies)
 	}
+	if w := s.do("GET", "/", "", sent{header: browser(cookies)}); !strings.Contains(w.Body.String(), "The scrub is started.") || w.Result().Cookies()[0].MaxAge >= 0 {
+		t.Errorf("the page afterwards: %v %s", w.Header(), w.Body)
+	}
+	cookies = cookies[:1] // said once
 	for _, action := range []string{"pause", "resume", "cancel", "snapshot"} {
 		h := browser(cookies)
-		h.Set("Referer", "http://127.0.0.1:10134/pools/"+atticUUID+"?done=scrub")
+		h.Set("Referer", "http://127.0.0.1:10134/pools/"+atticUUID)
 		w := s.do("POST", "/pools/"+atticUUID+"/"+action, "", sent{header: h})
-		if want := "/pools/" + atticUUID + "?done=" + action; w.Code != http.StatusSeeOther || w.Header().Get("Location") != want {
+		if want := "/pools/" + atticUUID; w.Code != http.StatusSeeOther || w.Header().Get("Location") != want {
 			t.Errorf("%s: %d, to %s: %s", action, w.Code, w.Header().Get("Location"), w.Body)
 		}
 	}
 	if got := strings.Join(s.scrubs.asked(), ", "); got != "start "+atticUUID+" auto, pause, resume, cancel, create" {
 		t.Errorf("done was: %s", got)
 	}
-	if w := s.do("GET", "/?done=pause", "", sent{header: browser(cookies)}); !strings.Contains(w.Body.String(), "The scrub is paused.") || !strings.Contains(w.Body.String(), "photo") {
+	if w := s.do("GET", "/", "", sent{header: browser(cookies)}); strings.Contains(w.Body.String(), "The scrub is started.") || !strings.Contains(w.Body.String(), "photo") {
 		t.Errorf("the page afterwards: %s", w.Body)
 	}
 	// A script gets JSON.
@@ -139,6 +145,7 @@ func TestPageRefuses(t *testing.T) {
 		"a page there is not":      {"GET", "/pools/nonsense", "", sent{header: browser(nil)}, 404, "no mounted pool"},
 		"the token in the query":   {"POST", "/session?token=" + theToken, "", sent{header: browser(nil)}, 401, "not the token"},
 		"a form that is too large": {"POST", "/session", strings.Repeat("x", 5000), sent{header: browser(nil)}, 413, "larger than"},
+		"another site's stream":    {"GET", "/live", "", sent{header: crossSite}, 403, "other sites"},
 		"a stream of nonsense":     {"GET", "/live?pool=x", "", sent{}, 400, "UUID"},
 	} {
 		w := s.do(tt.method, tt.target, tt.body, tt.from)
@@ -206,19 +213,6 @@ func TestSessionEndsWithTheToken(t *testing.T) {
 	}
 	if httpapi.NewToken(nil).HasSession(session, start) {
 		t.Error("a token that was never read has a session")
-	}
-}
-
-func TestLinksOfOthersSayNothing(t *testing.T) {
-	s := newService(t, nil)
-	for site, said := range map[string]bool{"same-origin": true, "none": true, "": true, "same-site": false, "cross-site": false} {
-		h := http.Header{"Accept": {"text/html"}}
-		if site != "" {
-			h.Set("Sec-Fetch-Site", site)
-		}
-		if got := strings.Contains(s.do("GET", "/?done=cancel", "", sent{header: h}).Body.String(), "The scrub is cancelled."); got != said {
-			t.Errorf("Sec-Fetch-Site %q: said %t", site, got)
-		}
 	}
 }
 
@@ -321,22 +315,82 @@ func TestPageDoesNotWaitForADiskThatHangs(t *testing.T) {
 	s := newService(t, func(c *httpapi.Config) {
 		c.Pools = hangingPools{c.Pools.(apiPools), hang, free}
 	})
+	look := func() string {
+		t.Helper()
+		start := time.Now()
+		w := s.do("GET", "/", "", sent{})
+		if took := time.Since(start); w.Code != 200 || took > 20*time.Second {
+			t.Fatalf("%d after %s: %s", w.Code, took, w.Body)
+		}
+		return w.Body.String()
+	}
 	hang.Store(true)
-	if w := s.do("GET", "/", "", sent{}); w.Code != 200 || !strings.Contains(w.Body.String(), "have not answered yet") {
-		t.Errorf("before anything was read: %d %s", w.Code, w.Body)
+	if page := look(); !strings.Contains(page, "have not answered yet") {
+		t.Errorf("before anything was read: %s", page)
 	}
 	hang.Store(false)
-	close(free)
-	for deadline := time.Now().Add(time.Minute); ; { // what hung is done in a moment
-		if strings.Contains(s.do("GET", "/", "", sent{}).Body.String(), "attic") {
-			break
-		}
+	free <- struct{}{}
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(look(), "attic"); { // what hung is done in a moment
 		if time.Now().After(deadline) {
 			t.Fatal("the pools do not come back")
 		}
 	}
-	if w := s.do("GET", "/", "", sent{}); !strings.Contains(w.Body.String(), "No answer after 8s.") {
-		t.Errorf("the pool that does not answer: %s", w.Body)
+	if page := look(); !strings.Contains(page, "No answer after 8s.") || strings.Contains(page, "The figures below are of") {
+		t.Errorf("the pool that does not answer: %s", page)
+	}
+	hang.Store(true)
+	if page := look(); !strings.Contains(page, "attic") {
+		t.Errorf("while all hang: %s", page)
+	}
+	close(free)
+}
+
+// quietPools are one, which says nothing from a time on.
+type quietPools struct {
+	apiPools
+	quiet *atomic.Bool
+}
+
+func (p quietPools) Pools() ([]collector.PoolReading, error) {
+	all, err := p.apiPools.Pools()
+	if p.quiet.Load() {
+		all[0].Facts, all[0].Err = nil, errors.New("input/output error")
+		err = errors.New("the mount table gives no answer")
+	}
+	return all[:1], err
+}
+
+func TestPoolThatFallsSilentKeepsItsFiguresAndSaysSo(t *testing.T) {
+	quiet := new(atomic.Bool)
+	s := newService(t, func(c *httpapi.Config) { c.Pools = quietPools{c.Pools.(apiPools), quiet} })
+	before := s.do("GET", "/", "", sent{}).Body.String()
+	quiet.Store(true)
+	after := s.do("GET", "/", "", sent{}).Body.String()
+	for _, says := range []string{"You can still write", "The pool has given no figures for", "Input/output error.", "The figures below are of", "Not all pools could be found: the mount table gives no answer."} {
+		if !strings.Contains(after, says) {
+			t.Errorf("it does not say %q: %s", says, after)
+		}
+		if says != "You can still write" && strings.Contains(before, says) {
+			t.Errorf("it said before %q: %s", says, before)
+		}
+	}
+}
+
+// A history on a disk that hangs.
+type hangingHistory struct{ free chan struct{} }
+
+func (h hangingHistory) Samples(btrfs.UUID, time.Time, int) []history.Sample { <-h.free; return nil }
+func (h hangingHistory) Forecast(btrfs.UUID) (history.Forecast, bool) {
+	<-h.free
+	return history.Forecast{}, false
+}
+
+func TestPageDoesNotWaitForTheHistory(t *testing.T) {
+	free := make(chan struct{})
+	defer close(free)
+	s := newService(t, func(c *httpapi.Config) { c.History = hangingHistory{free} })
+	if page := s.do("GET", "/", "", sent{}).Body.String(); !strings.Contains(page, "You can still write") {
+		t.Errorf("the page: %s", page)
 	}
 }
 
@@ -394,23 +448,34 @@ func TestLivePageGetsWhatChanges(t *testing.T) {
 		lines.Buffer(nil, 1<<20)
 		return func() (event, data string) { return nextEvent(t, lines) }
 	}
-	next, one := follow(""), follow("?pool="+atticUUID)
+	_, of, _ := strings.Cut(s.do("GET", "/", "", sent{}).Body.String(), `data-live="/live?of=`)
+	of, _, _ = strings.Cut(of, `"`)
+	next, one := follow("?of="+of), follow("?pool="+atticUUID)
 	// At first everything comes, and then what changed alone.
 	for range web.Sections() {
-		one()
-		if event, data := next(); event != "section" || !strings.Contains(data, `"id":"p`+atticUUID) {
+		if event, data := one(); event != "section" || !strings.Contains(data, `"id":"p`+atticUUID) {
+			t.Fatalf("%s %s", event, data)
+		}
+	}
+	for range len(web.Sections()) + 1 {
+		if event, data := next(); event != "section" || !strings.Contains(data, `"id":"p`+atticUUID) && !strings.Contains(data, `"id":"summary"`) {
 			t.Fatalf("%s %s", event, data)
 		}
 	}
 	if w := s.do("POST", "/api/v1/pools/"+atticUUID+"/scrub", "", socket); w.Code != http.StatusAccepted {
 		t.Fatalf("start a scrub: %d %s", w.Code, w.Body)
 	}
-	if event, data := next(); event != "section" || !strings.Contains(data, atticUUID+"-scrub") || !strings.Contains(data, "A scrub runs.") || strings.Contains(data, "photo") {
+	event, data := next()
+	if event != "section" || !strings.Contains(data, atticUUID+"-scrub") || !strings.Contains(data, "A scrub runs.") || strings.Contains(data, "photo") {
 		t.Fatalf("after a scrub began: %s %s", event, data)
 	}
 	all.Store(true)
 	if event, data := next(); event != "reload" {
 		t.Fatalf("when there are other pools: %s %s", event, data)
+	}
+	// So it is for one that was loaded before, and had no stream meanwhile.
+	if event, data := follow("?of=" + of)(); event != "reload" {
+		t.Fatalf("a page of other pools: %s %s", event, data)
 	}
 	// The page of one pool need not care.
 	s.scrubs.forget()
@@ -432,7 +497,7 @@ func nextEvent(t *testing.T, lines *bufio.Scanner) (event, data string) {
 		if after, ok := strings.CutPrefix(lines.Text(), "event: "); ok {
 			event = after
 		}
-		if after, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+		if after, ok := strings.CutPrefix(lines.Text(), "data: "); ok && event != "beat" {
 			return event, after
 		}
 	}

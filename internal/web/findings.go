@@ -20,14 +20,12 @@ func Findings(in *Input, now time.Time) []Finding {
 	l := findings{thresholds: &alerts.Default}
 	r := &in.Reading
 	switch {
-	case r.Facts == nil && in.Late:
-		l.add(Critical, "BtrfsPoolNotAnswering", "The pool does not answer: a disk may hang. The kernel log (dmesg) says more.")
+	case !in.Silent.IsZero() && r.Facts != nil:
+		l.add(Critical, "BtrfsPoolNotAnswering", "The pool has given no figures for %s; those below are older. %s", span(now.Sub(in.Silent)), sentenceOf(r.Err))
 	case r.Facts == nil:
-		l.add(Critical, "BtrfsPoolNotAnswering", "The pool cannot be read: %s", sentenceOf(r.Err))
-	case in.Late:
-		l.add(Critical, "BtrfsPoolNotAnswering", "The pool has not answered for %s: a disk may hang. The kernel log (dmesg) says more. The figures are those of then.", span(now.Sub(in.Read)))
+		l.add(Critical, "BtrfsPoolNotAnswering", "The pool cannot be read. %s", sentenceOf(r.Err))
 	case r.Err != nil:
-		l.add(Warning, "BtrfsCollectorFailing", "Something could not be read: %s", sentenceOf(r.Err))
+		l.add(Warning, "BtrfsCollectorFailing", "Something could not be read. %s", sentenceOf(r.Err))
 	}
 	if r.Facts != nil {
 		l.devices(r.Facts)
@@ -60,7 +58,7 @@ func (l *findings) add(s Severity, alert, format string, args ...any) {
 
 func sentenceOf(err error) string {
 	if err == nil {
-		return "the reason is not known."
+		return "The reason is not known."
 	}
 	return sentence(err.Error())
 }
@@ -108,8 +106,8 @@ func (l *findings) redundancy(f *factsOf) {
 	mixed := false
 	balancing := f.Pool.ExclusiveOperation.Value == "balance" || f.Pool.ExclusiveOperation.Value == "balance paused"
 	for i := range f.Pool.Spaces {
-		if s := &f.Pool.Spaces[i]; len(s.Profiles) > 1 && !balancing {
-			mixed = true
+		s := &f.Pool.Spaces[i]
+		if mixed = mixed || len(s.Profiles) > 1; len(s.Profiles) > 1 && !balancing {
 			var names []string
 			for _, profile := range s.Profiles {
 				names = append(names, profile.Profile.String())
@@ -122,14 +120,19 @@ func (l *findings) redundancy(f *factsOf) {
 	}
 	if tolerated, ok := f.Layout.FailuresTolerated(); ok {
 		if want, promises := promised(f.Pool); promises && tolerated < want {
-			why := "a device is missing"
-			if mixed {
-				why = "some block groups have another profile"
+			var why string
+			switch {
+			case slices.ContainsFunc(f.Pool.Devices, func(d btrfs.Device) bool { return d.Missing.Value }):
+				why = ": a device is missing"
+			case mixed && balancing:
+				why = ": a balance is converting it, and has not done it all"
+			case mixed:
+				why = ": some block groups have another profile"
 			}
 			if tolerated == 0 {
-				l.add(Warning, "BtrfsPoolRedundancyLost", "Data is lost when one more device fails, though the profile promises to bear it: %s.", why)
+				l.add(Warning, "BtrfsPoolRedundancyLost", "Data is lost when one more device fails, though the profile promises to bear it%s.", why)
 			} else {
-				l.add(Warning, "BtrfsPoolRedundancyLost", "Only %d more may fail, though the profile promises %d: %s.", tolerated, want, why)
+				l.add(Warning, "BtrfsPoolRedundancyLost", "Only %d more may fail, though the profile promises %d%s.", tolerated, want, why)
 			}
 		}
 	}

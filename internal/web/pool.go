@@ -61,7 +61,7 @@ func Build(in *Input, control Control, now time.Time) *Pool {
 	for _, f := range p.Findings {
 		p.Worst = max(p.Worst, f.Severity)
 	}
-	if r.Facts != nil && (in.Late || now.Sub(in.Read) > asOfNow) {
+	if r.Facts != nil && (!in.Silent.IsZero() || now.Sub(in.Read) > asOfNow) {
 		p.Read = newMoment(in.Read, now)
 	}
 	p.Scrub = newScrub(in.Scrub, control, now)
@@ -152,10 +152,15 @@ func fullSentence(f *history.Forecast, now time.Time) string {
 	}
 	const years = 3 * 365
 	at := f.Full()
-	if at.IsZero() || f.DaysToFull.Value >= years {
-		return "As it filled up of late, it is not full for years."
+	switch {
+	case f.BytesPerDay.Known && f.BytesPerDay.Value <= 0:
+		return "It has not filled up of late."
+	case at.IsZero() || f.DaysToFull.Value >= years:
+		return "At the rate of late it will not be full for years."
+	case !at.After(now):
+		return "At the rate of late it is full now."
 	}
-	return fmt.Sprintf("As it filled up of late, it is full %s, on %s.", newMoment(at, now).Words, at.UTC().Format("2 January 2006"))
+	return fmt.Sprintf("At the rate of late it will be full %s, on %s.", newMoment(at, now).Words, at.UTC().Format("2 January 2006"))
 }
 
 // Losses is what the loss of devices would cost beyond what is lost already.
@@ -400,7 +405,10 @@ func scrubErrors(s *scrub.Status) string {
 		if s.State == scrub.Finished {
 			return "It found no error."
 		}
-		return "It has found no error so far."
+		if s.State.Active() || s.Foreign {
+			return "It has found no error so far."
+		}
+		return "It had found no error by then."
 	}
 	text := "It found " + count(c.Errors(), "error", "errors")
 	switch {

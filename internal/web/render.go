@@ -30,9 +30,9 @@ type Page struct {
 	Message *Message
 	// Token, if it is set, is asked for instead of showing the pools.
 	Token *TokenForm
-	Pools []*Pool
-	// List are pools that have pages of their own, shown as a table.
-	List []*Pool
+	// Summary is of all pools; nil on the page of one.
+	Summary *Summary
+	Pools   []*Pool // those that are shown in full
 	// Only is the pool that the page is about, if it is one's own.
 	Only  *Pool
 	Empty string // why there is no pool, in a sentence
@@ -68,9 +68,13 @@ type Asset struct {
 }
 
 // Sections are the parts of a pool that are drawn by themselves, in their order.
-func Sections() []string {
-	return []string{"state", "space", "devices", "losses", "scrub", "snapshots"}
-}
+func Sections() []string { return append([]string{"title", "head"}, cards()...) }
+
+// cards are those that stand in boxes.
+func cards() []string { return []string{"state", "space", "devices", "losses", "scrub", "snapshots"} }
+
+// SummaryID is the id of the element that holds the summary.
+const SummaryID = "summary"
 
 // NewRenderer reads the templates.
 func NewRenderer() (*Renderer, error) {
@@ -93,7 +97,7 @@ func NewRenderer() (*Renderer, error) {
 			}
 			return a.Path, nil
 		},
-		"sections": Sections,
+		"cards": cards,
 		"section": func(name string, p *Pool) (template.HTML, error) {
 			text, err := r.Section(name, p)
 			return template.HTML(text), err //nolint:gosec // a template made it
@@ -135,6 +139,15 @@ func (r *Renderer) Section(name string, p *Pool) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// Summary draws the summary.
+func (r *Renderer) Summary(s *Summary) ([]byte, error) {
+	var b bytes.Buffer
+	if err := r.templates.ExecuteTemplate(&b, "summary", s); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
 // Answer draws the answer to a what-if.
 func (r *Renderer) Answer(w io.Writer, a *Answer) error {
 	return r.templates.ExecuteTemplate(w, "answer", a)
@@ -155,33 +168,53 @@ func (p pageView) Flush() string {
 // Now is the time of the page.
 func (p pageView) Now() *moment { return &moment{At: p.Page.Now.UTC()} }
 
-// Headline says how the pools are, in a sentence.
-func (p pageView) Headline() string {
-	all := p.Pools
-	if len(p.List) > 0 {
-		all = p.List
+// Summary is what is said of all pools.
+type Summary struct {
+	Headline string
+	Missing  string // why there may be more pools, in a sentence
+	List     []*Pool
+}
+
+// NewSummary sums up pools. The error says why some may be missing.
+func NewSummary(pools []*Pool, err error) *Summary {
+	s := &Summary{List: pools}
+	if err != nil {
+		s.Missing = sentence("not all pools could be found: " + err.Error())
 	}
 	bad := 0
 	worst := Good
-	for _, pool := range all {
-		worst = max(worst, pool.Worst)
-		if pool.Worst >= Warning {
+	for _, p := range pools {
+		worst = max(worst, p.Worst)
+		if p.Worst >= Warning {
 			bad++
 		}
 	}
 	switch {
-	case len(all) == 1 && bad == 0:
-		return all[0].Name + " is well"
-	case len(all) == 1 && worst == Critical:
-		return all[0].Name + " needs a look now"
-	case len(all) == 1:
-		return all[0].Name + " needs a look"
+	case len(pools) == 0:
+		s.Headline = "No pool"
+	case len(pools) == 1:
+		s.Headline = pools[0].Headline()
+	case bad == 0 && err != nil:
+		s.Headline = fmt.Sprintf("The %d pools that were found are well", len(pools))
 	case bad == 0:
-		return fmt.Sprintf("All %d pools are well", len(all))
+		s.Headline = fmt.Sprintf("All %d pools are well", len(pools))
 	case worst == Critical:
-		return fmt.Sprintf("%d of %d pools need a look now", bad, len(all))
+		s.Headline = fmt.Sprintf("%d of %d pools need a look now", bad, len(pools))
+	default:
+		s.Headline = fmt.Sprintf("%d of %d pools need a look", bad, len(pools))
 	}
-	return fmt.Sprintf("%d of %d pools need a look", bad, len(all))
+	return s
+}
+
+// Headline says how the pool is.
+func (p *Pool) Headline() string {
+	switch p.Worst {
+	case Critical:
+		return p.Name + " needs a look now"
+	case Warning:
+		return p.Name + " needs a look"
+	}
+	return p.Name + " is well"
 }
 
 // Link is where the pool has its page, or its place on the same one.

@@ -19,10 +19,9 @@ import (
 // Input is what is known of one pool.
 type Input struct {
 	Reading collector.PoolReading
-	// Read is when the facts were read. Late tells that the pool has not answered
-	// since.
-	Read time.Time
-	Late bool
+	// Read is when the facts were read. Silent is since when the pool gives none, for
+	// the reason that is the error of the reading; zero where it does.
+	Read, Silent time.Time
 	// Scrub is nil where no scrubs are run.
 	Scrub *scrub.Status
 	// Snapshots is nil where nothing is known of them.

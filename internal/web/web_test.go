@@ -93,7 +93,7 @@ func draw(t *testing.T, in *web.Input, control web.Control) string {
 	pool := web.Build(in, control, now)
 	var b bytes.Buffer
 	err := renderer(t).Page(&b, &web.Page{
-		Host: "attic", Version: "1.2.3", Metrics: "/metrics", Now: now, Control: control, Live: "/live", Pools: []*web.Pool{pool}, List: []*web.Pool{pool},
+		Host: "attic", Version: "1.2.3", Metrics: "/metrics", Now: now, Control: control, Live: "/live", Pools: []*web.Pool{pool}, Summary: web.NewSummary([]*web.Pool{pool, pool}, nil),
 	}, func() {})
 	if err != nil {
 		t.Fatal(err)
@@ -207,7 +207,7 @@ func TestWhatPeopleWroteIsEscaped(t *testing.T) {
 		t.Errorf("the text is shown %d times, want it at each place", shown)
 	}
 	var b bytes.Buffer
-	if err := renderer(t).Page(&b, &web.Page{Token: &web.TokenForm{Host: evil, Action: evil, Pool: evil, Error: evil}, Message: &web.Message{Text: evil}}, func() {}); err != nil {
+	if err := renderer(t).Page(&b, &web.Page{Token: &web.TokenForm{Host: evil, Action: evil, Pool: evil, Error: evil}, Summary: web.NewSummary(nil, errors.New(evil)), Message: &web.Message{Text: evil}}, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(b.String(), evil) {
@@ -264,10 +264,10 @@ func TestPageSaysWhatIsKnown(t *testing.T) {
 	page := text(parse(t, draw(t, full(recorded(t)["attic"]), web.Locked)))
 	for _, want := range []string{
 		"You can still write 6.94 TiB", "df says 4.98 TiB",
-		"it is full in 20 days, on 16 December 2026",
+		"it will be full in 20 days, on 16 December 2026",
 		"A scrub runs.", "42.1 %", "120 MiB/s", "about 90 minutes left",
-		"It found 3 errors, of which 1 could not be corrected.", "A scrub last went to its end 20 days ago",
-		"@home 31 60 minutes ago 5 months ago", "The next are due in 3 hours", "giving back the space of 2 deleted",
+		"It found 3 errors, of which 1 could not be corrected.", "The last complete scrub was 20 days ago",
+		"@home 31 60 minutes ago 5 months ago", "The next snapshots are due in 3 hours", "giving back the space of 2 that were deleted",
 		"Any one device may fail without the loss of a byte.",
 	} {
 		if !strings.Contains(page, want) {
@@ -322,20 +322,26 @@ func TestFindings(t *testing.T) {
 		return in
 	}
 	late := quiet(pools["media"])
-	late.Late, late.Read = true, now.Add(-time.Hour)
+	late.Silent, late.Read, late.Reading.Err = now.Add(-10*time.Minute), now.Add(-72*time.Hour), errors.New("input/output error")
 	filling := quiet(pools["media"])
 	filling.Forecast = &history.Forecast{Time: now, DaysToFull: btrfs.Some(5.5), MetadataDaysToFull: btrfs.Some(0.5)}
 	tests := map[string]struct {
 		in   *web.Input
 		want string // severity, alert, and a part of the text
 	}{
-		"missing":        {quiet(pools["tank"]), "critical BtrfsDeviceMissing Device 1 is missing"},
-		"redundancy":     {quiet(pools["tank"]), "warning BtrfsPoolRedundancyLost a device is missing"},
-		"errors":         {quiet(pools["attic"]), "warning BtrfsDeviceErrors 1 corruption"},
-		"concentrated":   {quiet(pools["attic"]), "info BtrfsMetadataConcentrated 100 %"},
+		"missing":      {quiet(pools["tank"]), "critical BtrfsDeviceMissing Device 1 is missing"},
+		"redundancy":   {quiet(pools["tank"]), "warning BtrfsPoolRedundancyLost a device is missing"},
+		"errors":       {quiet(pools["attic"]), "warning BtrfsDeviceErrors 1 corruption"},
+		"concentrated": {quiet(pools["attic"]), "info BtrfsMetadataConcentrated 100 %"},
+		"conversion under way": {change("scratch", func(p *btrfs.Pool, _ *collector.Facts) {
+			p.ExclusiveOperation = btrfs.Some("balance")
+			p.Spaces[slices.IndexFunc(p.Spaces, func(s btrfs.Space) bool { return s.Type == btrfs.Metadata })].Profiles = []btrfs.ProfileSpace{{Profile: btrfs.RAID1C3}}
+			i := slices.IndexFunc(p.Spaces, func(s btrfs.Space) bool { return s.Type == btrfs.Data })
+			p.Spaces[i].Profiles = []btrfs.ProfileSpace{{Profile: btrfs.RAID1C3}, {Profile: btrfs.RAID1}}
+		}), "warning BtrfsPoolRedundancyLost a balance is converting it"},
 		"mixed profiles": {quiet(pools["scratch"]), "warning BtrfsMixedProfiles raid1 and raid10"},
 		"no answer":      {quiet(collector.PoolReading{UUID: btrfs.UUID{1}, Err: errors.New("no answer after 10s")}), "critical BtrfsPoolNotAnswering No answer after 10s."},
-		"late":           {late, "critical BtrfsPoolNotAnswering has not answered for 60 minutes"},
+		"late":           {late, "critical BtrfsPoolNotAnswering has given no figures for 10 minutes; those below are older. Input/output error."},
 		"read-only":      {change("media", func(p *btrfs.Pool, _ *collector.Facts) { p.ReadOnly = btrfs.Some(true) }), "warning BtrfsPoolReadOnly read-only"},
 		"low": {change("media", func(_ *btrfs.Pool, f *collector.Facts) {
 			f.Report.FreeExpected, f.Report.Usable = 200*gib, 4000*gib
@@ -429,6 +435,58 @@ func TestSparkGoesOnToTheDayItIsFull(t *testing.T) {
 	in.History = in.History[:1]
 	if s := web.Build(in, web.Locked, now).Space.Spark; s != nil {
 		t.Errorf("one sample is drawn as %+v", s)
+	}
+}
+
+func TestSummaryTellsTheWorst(t *testing.T) {
+	well, bad, worse := &web.Pool{Name: "attic"}, &web.Pool{Name: "barn", Worst: web.Warning}, &web.Pool{Name: "cave", Worst: web.Critical}
+	for _, tt := range []struct {
+		pools []*web.Pool
+		err   error
+		want  string
+	}{
+		{nil, nil, "No pool"},
+		{[]*web.Pool{well}, nil, "attic is well"},
+		{[]*web.Pool{worse}, nil, "cave needs a look now"},
+		{[]*web.Pool{well, well}, nil, "All 2 pools are well"},
+		{[]*web.Pool{well, well}, errors.New("the mount table gives no answer"), "The 2 pools that were found are well"},
+		{[]*web.Pool{well, bad}, nil, "1 of 2 pools need a look"},
+		{[]*web.Pool{well, bad, worse}, nil, "2 of 3 pools need a look now"},
+	} {
+		s := web.NewSummary(tt.pools, tt.err)
+		text, err := renderer(t).Summary(s)
+		if err != nil || s.Headline != tt.want || !strings.Contains(string(text), "<h1>"+tt.want+"</h1>") {
+			t.Errorf("%q, want %q: %s %v", s.Headline, tt.want, text, err)
+		}
+		if (tt.err != nil) != strings.Contains(string(text), "Not all pools could be found: the mount table gives no answer.") {
+			t.Errorf("%s: what is missing: %s", tt.want, text)
+		}
+	}
+}
+
+func TestFullIsSaidInTheRightTense(t *testing.T) {
+	in := full(recorded(t)["media"])
+	for _, tt := range []struct {
+		days, rate float64
+		want       string
+	}{
+		{20, 1e9, "it will be full in 20 days, on 16 December 2026."}, {0, 1e9, "it is full now."},
+		{3650, 1, "it will not be full for years."}, {3650, -1e9, "It has not filled up of late."},
+	} {
+		in.Forecast = &history.Forecast{Time: now, DaysToFull: btrfs.Some(tt.days), BytesPerDay: btrfs.Some(tt.rate)}
+		if got := web.Build(in, web.Locked, now).Space.Full; !strings.HasSuffix(got, tt.want) {
+			t.Errorf("%g days at %g: %q, want %q", tt.days, tt.rate, got, tt.want)
+		}
+	}
+}
+
+func TestWhatIfDrawsAMissingDeviceAsUnusable(t *testing.T) {
+	facts := recorded(t)["tank"].Facts
+	a := web.WhatIf(facts, []capacity.Change{capacity.AddDevice{Size: 8 << 40}}, 8<<40)
+	for _, s := range a.Bars[0].Segments {
+		if s.Kind == web.KindFree {
+			t.Errorf("the missing device: %+v", a.Bars[0])
+		}
 	}
 }
 

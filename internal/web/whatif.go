@@ -111,6 +111,9 @@ func WhatIf(f *factsOf, changes []capacity.Change, added uint64) *Answer {
 			a.Words += fmt.Sprintf(" Of the %s that are added, hardly anything can be used: the profile finds no partner for it on the other devices.", size(added))
 		}
 	}
+	if !report.Exact {
+		a.Words += " This is an estimate: where the chunks lie is not known."
+	}
 	a.draw(f.Pool, report, devices)
 	return a
 }
@@ -133,13 +136,17 @@ func (a *Answer) draw(p *btrfs.Pool, report *capacity.Report, devices []capacity
 		if i < len(report.Stranded) {
 			stranded = min(report.Stranded[i], free)
 		}
-		b := newBar(name, d.Size, largest, []part{{KindAllocated, d.Used}, {KindFree, free - stranded}, {KindStranded, stranded}})
+		parts := []part{{KindAllocated, d.Used}, {KindFree, free - stranded}, {KindStranded, stranded}}
+		if d.Missing || !d.Usable {
+			parts = []part{{KindAllocated, d.Used}, {KindUnusable, free}}
+		}
+		b := newBar(name, d.Size, largest, parts)
 		for _, s := range b.Segments {
 			seen[s.Kind] = true
 		}
 		a.Bars = append(a.Bars, b)
 	}
-	for _, k := range []Kind{KindAllocated, KindFree, KindStranded} {
+	for _, k := range []Kind{KindAllocated, KindFree, KindStranded, KindUnusable} {
 		if seen[k] {
 			a.Kinds = append(a.Kinds, k)
 		}

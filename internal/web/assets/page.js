@@ -38,16 +38,19 @@
 	// the tab that is looked at has one.
 	let stream = null;
 	let lost = 0;
+	let heard = Date.now();
 	function listen() {
 		if (stream || document.hidden || !document.body.dataset.live) return;
 		stream = new EventSource(document.body.dataset.live);
 		const alive = () => {
+			heard = Date.now();
 			if (!lost && live.textContent === "Live") return; // said already
 			lost = 0;
 			live.className = "live on";
 			live.textContent = "Live";
 		};
-		stream.onopen = alive;
+		stream.onopen = () => { heard = Date.now(); };
+		stream.addEventListener("beat", alive);
 		stream.addEventListener("section", (event) => {
 			alive();
 			const { id, html } = JSON.parse(event.data);
@@ -56,15 +59,26 @@
 		// The pools there are, or what one may do, are not those of the page.
 		stream.addEventListener("reload", () => location.reload());
 		stream.onerror = () => {
-			lost = lost || Date.now();
-			live.className = "live lost";
-			live.textContent = "Not live since " + new Date(lost).toLocaleTimeString() + ": the daemon does not answer";
+			notLive();
 			if (stream.readyState === EventSource.CLOSED) {
 				stream = null;
 				setTimeout(listen, 5000);
 			}
 		};
 	}
+	function notLive() {
+		lost = lost || Math.max(heard, 1);
+		live.className = "live lost";
+		live.textContent = "Not live" + (heard ? " since " + new Date(heard).toLocaleTimeString() : "") + ": the daemon does not answer";
+	}
+	// A connection that is dead need not be closed: there is a beat every 15 seconds.
+	setInterval(() => {
+		if (!stream || Date.now() - heard < 40000) return;
+		notLive();
+		stream.close();
+		stream = null;
+		listen();
+	}, 5000);
 	document.addEventListener("visibilitychange", () => {
 		if (document.hidden) {
 			stream?.close();

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/chromedp/cdproto/emulation"
@@ -390,4 +391,20 @@ func TestPageSaysThatItIsNotLive(t *testing.T) {
 	b.says("Live")
 	d.kill()
 	b.says("Not live since")
+}
+
+// A daemon that is stuck keeps its connections open.
+func TestPageSaysThatAStuckDaemonIsNotLive(t *testing.T) {
+	d := serveRecorded(t)
+	b := newBrowser(t, 1440, 900, "light", true)
+	b.do(chromedp.Navigate(d.url + "/"))
+	b.says("Live")
+	if err := d.process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	b.says("Not live since")
+	if err := d.process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	eventually(b.ctx, t, "it is live again", func() bool { return !strings.Contains(b.text(), "Not live") })
 }

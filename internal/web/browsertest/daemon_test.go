@@ -43,10 +43,11 @@ func TestMain(m *testing.M) {
 
 // daemon is a running `btrfs-governor serve`.
 type daemon struct {
-	url    string
-	kill   func()
-	mu     sync.Mutex
-	output strings.Builder
+	url     string
+	kill    func()
+	process *os.Process
+	mu      sync.Mutex
+	output  strings.Builder
 }
 
 // serve starts the daemon. It ends with the test.
@@ -65,6 +66,7 @@ func serve(t *testing.T, args ...string) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.process = cmd.Process
 	addresses, ended := make(chan string, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
