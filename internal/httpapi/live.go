@@ -328,7 +328,7 @@ func (p *page) stream(w http.ResponseWriter, r *http.Request) {
 	defer beat.Stop()
 	version := uint64(0)
 	for {
-		ok := false
+		var ok bool
 		select {
 		case <-r.Context().Done():
 			return

@@ -2,6 +2,7 @@ package web
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -51,6 +52,7 @@ type Kind string
 const (
 	KindData      Kind = "data"
 	KindMetadata  Kind = "metadata"
+	KindMixed     Kind = "mixed" // data and metadata in the same block groups
 	KindSystem    Kind = "system"
 	KindAllocated Kind = "allocated" // what for is not known
 	KindFree      Kind = "free"
@@ -69,6 +71,8 @@ func (k Kind) Words() string {
 		return "unusable: the device is missing or read-only"
 	case KindAllocated:
 		return "allocated"
+	case KindMixed:
+		return "data and metadata"
 	}
 	return string(k)
 }
@@ -170,7 +174,7 @@ func newDevices(f *factsOf) *Devices {
 		for _, s := range row.Bar.Segments {
 			kinds[s.Kind] = true
 		}
-		row.fill(parts, d.Exact)
+		row.fill(parts, p.Space(btrfs.Mixed) != nil)
 		if spread, ok := f.Spread.Get(); ok && d.Exact {
 			for j, l := range f.Layout.Devices {
 				if l.ID == dev.ID && j < len(spread.Share) {
@@ -192,7 +196,7 @@ func newDevices(f *factsOf) *Devices {
 		}
 		d.Rows = append(d.Rows, row)
 	}
-	for _, k := range []Kind{KindData, KindMetadata, KindSystem, KindAllocated, KindFree, KindStranded, KindUnusable} {
+	for _, k := range []Kind{KindData, KindMixed, KindMetadata, KindSystem, KindAllocated, KindFree, KindStranded, KindUnusable} {
 		if kinds[k] {
 			d.Legend = append(d.Legend, k)
 		}
@@ -218,7 +222,7 @@ func partsOf(f *factsOf, dev *btrfs.Device, stranded map[uint64]uint64) []part {
 	if !known {
 		return nil
 	}
-	var data, metadata, system, rest uint64
+	var data, metadata, mixed, system, rest uint64
 	used := dev.Used.Value
 	exact := false
 	if f.Layout != nil && f.Layout.Exact {
@@ -233,6 +237,8 @@ func partsOf(f *factsOf, dev *btrfs.Device, stranded map[uint64]uint64) []part {
 					metadata += a.Bytes
 				case btrfs.System:
 					system += a.Bytes
+				case btrfs.Mixed:
+					mixed += a.Bytes
 				default:
 					data += a.Bytes
 				}
@@ -246,7 +252,7 @@ func partsOf(f *factsOf, dev *btrfs.Device, stranded map[uint64]uint64) []part {
 		rest = used
 	}
 	free := total - min(total, used)
-	parts := []part{{KindData, data}, {KindMetadata, metadata}, {KindSystem, system}, {KindAllocated, rest}}
+	parts := []part{{KindData, data}, {KindMixed, mixed}, {KindMetadata, metadata}, {KindSystem, system}, {KindAllocated, rest}}
 	if !dev.Usable() {
 		return append(parts, part{KindUnusable, free})
 	}
@@ -254,16 +260,23 @@ func partsOf(f *factsOf, dev *btrfs.Device, stranded map[uint64]uint64) []part {
 	return append(parts, part{KindFree, free - out}, part{KindStranded, out})
 }
 
-func (d *Device) fill(parts []part, exact bool) {
+// fill fills the row in. What is allocated for a use that is not known has no figure;
+// in a pool of mixed block groups both uses have the same.
+func (d *Device) fill(parts []part, mixed bool) {
+	known := !slices.ContainsFunc(parts, func(p part) bool { return p.kind == KindAllocated && p.bytes > 0 })
 	for _, p := range parts {
 		switch p.kind {
 		case KindData:
-			if exact {
+			if known && !mixed {
 				d.Data = size(p.bytes)
 			}
 		case KindMetadata:
-			if exact {
+			if known && !mixed {
 				d.Metadata = size(p.bytes)
+			}
+		case KindMixed:
+			if known && mixed {
+				d.Data = size(p.bytes) + " with metadata"
 			}
 		case KindFree:
 			d.Free = size(p.bytes)

@@ -194,6 +194,8 @@ func newLosses(f *factsOf) *Losses {
 	tolerated, ok := f.Layout.FailuresTolerated()
 	switch {
 	case !ok:
+	case tolerated == 0 && len(f.Layout.Devices) == 1:
+		l.Tolerated = "There is one device: its loss loses everything."
 	case tolerated == 0:
 		l.Tolerated = "The loss of one device, if it is the wrong one, loses data."
 	case tolerated == 1:
