@@ -155,7 +155,7 @@ func TestScrubCancelledBySomebodyElseSaysSo(t *testing.T) {
 		if err == nil {
 			break
 		}
-		if !strings.Contains(string(out), "not running") || time.Now().After(deadline) {
+		if !strings.Contains(out, "not running") || time.Now().After(deadline) {
 			t.Fatalf("btrfs scrub cancel: %v\n%s", err, out)
 		}
 	}
