@@ -252,11 +252,11 @@ func (p *Prometheus) fetch(ctx context.Context, q question) (a answer, err error
 	}
 	// Where the rules are loaded, what they say is what alerts say.
 	for _, r := range recorded {
-		if !(r.Value >= 0) {
+		if !(r.Value >= 0) { // NaN is not either
 			continue
 		}
 		a.ok, a.forecast.Time = true, r.Timestamp.Time().UTC()
-		days := btrfs.Some(float64(r.Value))
+		days := btrfs.Some(min(float64(r.Value), MaxDays)) // infinity is no JSON
 		if r.Metric[model.MetricNameLabel] == "btrfs:pool_days_to_full" {
 			a.forecast.DaysToFull = days
 		} else {

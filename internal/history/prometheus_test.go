@@ -112,7 +112,7 @@ func recorded(w http.ResponseWriter, r *http.Request) {
 	}
 	series := `{"metric":{"__name__":"btrfs_pool_free_bytes"},"value":[%[1]d,"7"]},{"metric":{"__name__":"btrfs_pool_used_bytes"},"value":[%[1]d,"NaN"]}`
 	if strings.Contains(r.FormValue("query"), "days_to_full") {
-		series = `{"metric":{"__name__":"btrfs:pool_days_to_full"},"value":[%[1]d,"12.5"]},{"metric":{"__name__":"btrfs:pool_metadata_days_to_full"},"value":[%[1]d,"3650"]}`
+		series = `{"metric":{"__name__":"btrfs:pool_days_to_full"},"value":[%[1]d,"12.5"]},{"metric":{"__name__":"btrfs:pool_metadata_days_to_full"},"value":[%[1]d,"+Inf"]}`
 	}
 	fmt.Fprintf(w, `{"status":"success","data":{"resultType":"vector","result":[`+series+`]}}`, begin.Unix())
 }

@@ -63,6 +63,9 @@ func newSpark(in *Input, now time.Time) *Spark {
 		From: first.at.UTC().Format("2 Jan"), To: end.UTC().Format("2 Jan"),
 		Words: fmt.Sprintf("What could be written: %s %s, %s now.", size(first.free), newMoment(first.at, now).Words, size(last.free)),
 	}
+	if now.Sub(last.at) > time.Hour { // the daemon did not run, or the pool was not read
+		s.Words = fmt.Sprintf("What could be written: %s %s, %s %s.", size(first.free), newMoment(first.at, now).Words, size(last.free), newMoment(last.at, now).Words)
+	}
 	if ahead > 0 {
 		left := float64(last.free) * (1 - ahead.Seconds()/full.Sub(now).Seconds())
 		s.Forecast = fmt.Sprintf("%.1f,%.1f %.1f,%.1f", x(now), y(float64(last.free)), x(end), y(left))

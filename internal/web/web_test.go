@@ -432,6 +432,10 @@ func TestSparkGoesOnToTheDayItIsFull(t *testing.T) {
 	if want := "355.1,58.0 600.0,100.0"; s.Forecast != want {
 		t.Errorf("the forecast is %s, want %s", s.Forecast, want)
 	}
+	in.History = in.History[:10]
+	if s := web.Build(in, web.Locked, now).Space.Spark; s == nil || s.Words != "What could be written: 50.0 GiB 29 days ago, 41.0 GiB 20 days ago." {
+		t.Errorf("an old history: %+v", s)
+	}
 	in.History = in.History[:1]
 	if s := web.Build(in, web.Locked, now).Space.Spark; s != nil {
 		t.Errorf("one sample is drawn as %+v", s)

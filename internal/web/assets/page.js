@@ -18,10 +18,26 @@
 		p.textContent = text;
 	}
 
-	// replace gives an element another content. What was open stays open, and who
-	// had the focus within it keeps it.
+	// replace gives an element another content, when nobody presses a button in it or
+	// has marked some of its text. What was open stays open, and who had the focus
+	// within it keeps it.
+	const waiting = new Map();
 	function replace(id, html) {
+		const again = waiting.has(id);
+		waiting.set(id, html);
+		if (!again) apply(id);
+	}
+	function apply(id) {
 		const element = document.getElementById(id);
+		const html = waiting.get(id);
+		if (element) {
+			const marked = getSelection();
+			if (element.querySelector(":active") || (!marked.isCollapsed && marked.containsNode(element, true))) {
+				setTimeout(apply, 300, id);
+				return;
+			}
+		}
+		waiting.delete(id);
 		if (!element) return;
 		const focused = element.contains(document.activeElement) ? document.activeElement.id : "";
 		const details = new Map([...element.querySelectorAll("details[id]")].map((d) => [d.id, d.open]));
