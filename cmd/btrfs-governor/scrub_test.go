@@ -177,7 +177,7 @@ func TestScrubErrorsSayWhatToDo(t *testing.T) {
 		t.Errorf("status %d: %q", status, stderr)
 	}
 	none := filepath.Join(t.TempDir(), "none")
-	if status, _, stderr := runCommandLine("scrub", "status", "attic", "--api.socket="+none); status != 1 || !strings.Contains(stderr, "systemctl start btrfs-governor") {
+	if status, _, stderr := runCommandLine("scrub", "status", "no-such-pool", "--api.socket="+none); status != 1 || !strings.Contains(stderr, "systemctl start btrfs-governor") {
 		t.Errorf("status %d: %q", status, stderr)
 	}
 }

@@ -257,7 +257,8 @@ func TestOtherPagesCannotPressButtons(t *testing.T) {
 // per second: it must not end before somebody has clicked on a loaded machine.
 const slow = 8 << 20
 
-// slowPool is a pool that a scrub takes a while on.
+// slowPool is a pool that a scrub takes a while on. Its label is no other test's: the
+// daemons of tests that run at the same time see each other's pools.
 func slowPool(t *testing.T) (*btrfstest.Pool, []*btrfstest.FaultDisk) {
 	t.Helper()
 	btrfstest.RequireFUSE(t)
@@ -267,7 +268,7 @@ func slowPool(t *testing.T) (*btrfstest.Pool, []*btrfstest.FaultDisk) {
 		t.Fatal(err)
 	}
 	var disks []*btrfstest.FaultDisk
-	options := btrfstest.PoolOptions{Data: "raid1", Metadata: "raid1", Label: "attic"}
+	options := btrfstest.PoolOptions{Data: "raid1", Metadata: "raid1", Label: "clicks"}
 	for _, size := range []int64{4 << 30, 3 << 30, 2 << 30} {
 		disk, err := faults.NewDisk(size)
 		if err != nil {
