@@ -667,10 +667,10 @@ func sameNames(a, b []string) bool {
 
 func TestAnotherFilesystemAtThePathIsLeftAlone(t *testing.T) {
 	rig := btrfstest.New(t)
-	pool, uuid := newPool(t, rig, btrfstest.PoolOptions{Label: "attic"})
+	pool, uuid := newPool(t, rig, btrfstest.PoolOptions{Label: "by-its-label"})
 	other, otherUUID := newPool(t, rig, btrfstest.PoolOptions{Label: "cellar"})
 	s := settings(pool, keepLast(1))
-	s.Pools[0].Pool = "attic"
+	s.Pools[0].Pool = "by-its-label"
 	r := start(t, t.TempDir(), s)
 	r.take(uuid)
 	names := inDirectory(t, pool)

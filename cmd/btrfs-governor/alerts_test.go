@@ -302,7 +302,8 @@ func TestWhatHappensReachesAPerson(t *testing.T) {
 	}
 }
 
-// silencesOf returns the silences of the daemon, by their state.
+// silencesOf returns the silences of the daemon for the pool attic, by their state.
+// Tests of other packages may scrub pools at the same time.
 func (s *stack) silencesOf(state string) (comments []string) {
 	_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.alertmanager.Address+"/api/v2/silences")
 	var all []struct {
@@ -314,7 +315,7 @@ func (s *stack) silencesOf(state string) (comments []string) {
 		return nil
 	}
 	for _, silence := range all {
-		if silence.CreatedBy == "btrfs-governor@nas" && silence.Status.State == state {
+		if silence.CreatedBy == "btrfs-governor@nas" && silence.Status.State == state && strings.Contains(silence.Comment, "attic") {
 			comments = append(comments, silence.Comment)
 		}
 	}
