@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"maps"
 	"slices"
 	"sync"
@@ -50,8 +51,8 @@ type readings struct {
 // if one is done soon. known is false before anything was read. The error says why
 // pools may be missing.
 func (r *readings) get(after time.Time) (all []web.Input, known bool, err error) {
-	timer := time.NewTimer(readPatience)
-	defer timer.Stop()
+	patience, end := context.WithTimeout(context.Background(), readPatience)
+	defer end()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	wait := func(done <-chan struct{}) (inTime bool) {
@@ -60,7 +61,7 @@ func (r *readings) get(after time.Time) (all []web.Input, known bool, err error)
 		select {
 		case <-done:
 			return true
-		case <-timer.C:
+		case <-patience.Done(): // for the second wait too
 			return false
 		}
 	}
