@@ -3,10 +3,12 @@ package httpapi_test
 import (
 	"bufio"
 	"fmt"
+	"html"
 	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -165,12 +167,14 @@ func BenchmarkStreams(b *testing.B) {
 	const streams, watched = 200, 20 * time.Second
 	s := newBigService(b, 8, 4, 20_000)
 	server := httptest.NewServer(s.handler)
+	_, stream, _ := strings.Cut(s.do("GET", "/", "", sent{}).Body.String(), `data-live="`)
+	stream, _, _ = strings.Cut(stream, `"`)
 	var readers sync.WaitGroup
 	var events atomic.Int64
 	started := make(chan struct{}, streams)
 	for range streams {
 		readers.Go(func() {
-			answer, err := http.Get(server.URL + "/live")
+			answer, err := http.Get(server.URL + html.UnescapeString(stream))
 			if err != nil {
 				b.Error(err)
 				started <- struct{}{}
@@ -197,7 +201,11 @@ func BenchmarkStreams(b *testing.B) {
 		before, from, seen := cpuTime(b), time.Now(), events.Load()
 		time.Sleep(watched)
 		b.ReportMetric(100*(cpuTime(b)-before).Seconds()/time.Since(from).Seconds(), "%core")
-		b.ReportMetric(float64(events.Load()-seen)/watched.Seconds(), "lines/s")
+		lines := events.Load() - seen
+		b.ReportMetric(float64(lines)/watched.Seconds(), "lines/s")
+		if lines < streams {
+			b.Fatalf("%d lines came over %d streams: nothing was measured", lines, streams)
+		}
 	}
 	server.CloseClientConnections()
 	readers.Wait()
