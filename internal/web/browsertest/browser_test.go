@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 
+	"github.com/chromedp/cdproto"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/runtime"
@@ -78,10 +80,8 @@ func (b *browser) look(width, height int64, scheme string) {
 
 func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.ctx, patience)
-	defer cancel()
-	if err := chromedp.Do(ctx, actions...); err != nil {
-		b.t.Fatalf("%v\nthe page: %s", err, b.text())
+	for _, action := range actions {
+		get(b, action)
 	}
 }
 
@@ -90,11 +90,24 @@ func get[T any](b *browser, action chromedp.Action[T]) T {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, patience)
 	defer cancel()
-	v, err := chromedp.Run(ctx, action)
-	if err != nil {
-		b.t.Fatalf("%v\nthe page: %s", err, b.text())
+	for {
+		v, err := chromedp.Run(ctx, action)
+		if err == nil {
+			return v
+		}
+		if !replaced(err) {
+			b.t.Fatalf("%v\nthe page: %s", err, b.text())
+		}
 	}
-	return v
+}
+
+// replaced tells whether an action did nothing, because new figures came between the
+// moment it found what it is for and the moment it asked where that lies. A person
+// who misses a button by this much does not notice.
+func replaced(err error) bool {
+	var e *cdproto.Error
+	return errors.As(err, &e) && e.Code == -32000 &&
+		slices.Contains([]string{"Could not find node with given id", "Could not compute box model.", "Node is detached from document"}, e.Message)
 }
 
 // text is what a person reads.
