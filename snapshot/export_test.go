@@ -81,3 +81,6 @@ func (r *Runner) AddOurs(uuid btrfs.UUID, subvolume string, source btrfs.UUID, m
 	p.publish()
 	return err
 }
+
+// Missed is missed.
+var Missed = missed

@@ -100,7 +100,22 @@ type Overview struct {
 	Subvolumes []SubvolumeOverview // by name
 	Success    time.Time           // when all snapshots of a job were last taken; zero: never
 	Next       time.Time           // by the schedule; zero: never
+	Missed     int                 // times of the schedule since Success, as far as MaxMissed
 	Cleaning   btrfs.Opt[int]      // deleted subvolumes whose space is being given back
+}
+
+// MaxMissed is how far missed times are counted: somebody looks long before.
+const MaxMissed = 10
+
+// missed counts the times of a schedule after the last success.
+func missed(times Schedule, success, now time.Time) (n int) {
+	if success.IsZero() {
+		return 0
+	}
+	for at := times.Next(success); n < MaxMissed && !at.IsZero() && at.Before(now); at = times.Next(at) {
+		n++
+	}
+	return n
 }
 
 // SubvolumeOverview is the part of one subvolume. Newest and Oldest are zero
@@ -129,6 +144,7 @@ func (r *Runner) Overview(uuid btrfs.UUID) (o Overview, ok bool) {
 	o = Overview{Configured: configured && len(settings.Subvolumes) > 0, Success: v.success, Cleaning: v.cleaning}
 	if o.Configured && settings.Schedule != nil {
 		o.Next = settings.Schedule.Next(now.In(location))
+		o.Missed = missed(settings.Schedule, v.success.In(location), now)
 	}
 	for subvolume, s := range v.subvolumes {
 		o.Subvolumes = append(o.Subvolumes, SubvolumeOverview{

@@ -447,6 +447,15 @@ func TestLoss(t *testing.T) {
 			if got, ok := l.FailuresTolerated(); !ok || got != tt.tolerated {
 				t.Errorf("%d failures tolerated (known: %t), want %d", got, ok, tt.tolerated)
 			}
+			if got := l.Lost(); got != (Loss{}) {
+				t.Errorf("%+v is lost already, and nothing is missing", got)
+			}
+			for i := range l.Devices {
+				l.Devices[i].Missing = slices.Contains(tt.gone, l.Devices[i].ID)
+			}
+			if got := l.Lost(); got != (Loss{Data: tt.lost}) {
+				t.Errorf("%+v is lost already, want %d of data", got, tt.lost)
+			}
 		})
 	}
 }

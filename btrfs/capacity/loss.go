@@ -69,6 +69,17 @@ func (l *Layout) Loss(ids ...uint64) Loss {
 	return out
 }
 
+// Lost returns what is lost already: that of which no copy is on a device that is
+// there.
+func (l *Layout) Lost() Loss {
+	gone := l.missing()
+	var out Loss
+	for i := range l.sets {
+		out.add(l.sets[i].blockGroupType, l.sets[i].lost(gone))
+	}
+	return out
+}
+
 // LossMatrix tells what the loss of each device and of each pair of devices
 // would cost, beyond what is lost already with missing devices.
 type LossMatrix struct {

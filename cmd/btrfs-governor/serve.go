@@ -193,6 +193,9 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		return err
 	}
 	settings.History = past
+	if control.history != nil {
+		settings.DeviceErrors = control.history
+	}
 	handler, err := httpapi.New(settings)
 	if err != nil {
 		return err

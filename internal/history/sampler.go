@@ -2,6 +2,7 @@ package history
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/go-kit/log"
@@ -79,7 +80,7 @@ func (s *Sampler) sample(now time.Time) {
 		if !ok {
 			continue
 		}
-		err := s.store.Add(uuid, sample)
+		err := errors.Join(s.store.Add(uuid, sample), s.store.NoteErrors(readings[i].Facts.Pool, now))
 		if err != nil && !s.failed[uuid] {
 			level.Warn(s.logger).Log("msg", "A sample of a pool is lost; it is not said again until one is not", "err", err)
 		}

@@ -54,6 +54,8 @@ type poolHistory struct {
 	unreadable bool // and that was said
 	views      []view
 	forecast   *forecastView
+
+	errors map[uint64]DeviceErrors // nil: not read yet
 }
 
 // view is an answer, as of a quarter of an hour.
@@ -304,7 +306,7 @@ func (s *Store) removeIfOld(p *poolHistory) error {
 	if len(r.entries) == 0 || r.last.time().After(oldest) || r.entries[len(r.entries)-1].time().After(oldest) {
 		return nil
 	}
-	if err := s.dir.Remove(fileName(p.uuid)); err != nil {
+	if err := errors.Join(s.dir.Remove(fileName(p.uuid)), s.dir.Remove(errorsName(p.uuid))); err != nil {
 		return err
 	}
 	level.Info(s.logger).Log("msg", "Removed the history of a pool that is gone", "pool", p.uuid, "last", r.last.time())

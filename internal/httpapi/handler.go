@@ -21,7 +21,7 @@ import (
 )
 
 // Config is what the handler needs. All of it must be set, except for
-// MaxRequests, Process and History.
+// MaxRequests, Process, History and DeviceErrors.
 type Config struct {
 	Logger log.Logger
 	// Version is what the status page shows, likewise Host.
@@ -44,6 +44,8 @@ type Config struct {
 
 	// History is what the pools held; nil where nothing of it is kept.
 	History History
+	// DeviceErrors remembers the error counters; nil where nothing does.
+	DeviceErrors DeviceErrors
 
 	// Jobs are those of the runners.
 	Jobs *job.Store
@@ -77,6 +79,11 @@ type History interface {
 	// Forecast is false where there is none: with less than a day of samples, or
 	// none of late.
 	Forecast(pool btrfs.UUID) (history.Forecast, bool)
+}
+
+// DeviceErrors remembers when the error counters of devices rose, see history.Store.
+type DeviceErrors interface {
+	DeviceErrors(pool btrfs.UUID) map[uint64]history.DeviceErrors
 }
 
 // CheckTelemetryPath returns why a path cannot be that of the exposition.

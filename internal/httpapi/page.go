@@ -22,6 +22,7 @@ import (
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/capacity"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
 	"github.com/btrfs-governor/btrfs-governor/internal/job"
 	"github.com/btrfs-governor/btrfs-governor/internal/web"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
@@ -57,7 +58,7 @@ func newPage(a *api) (*page, error) {
 		api: a, renderer: renderer, streams: make(chan struct{}, maxStreams), whatIfs: make(chan struct{}, 2),
 		readings: &readings{pools: a.cfg.Pools, about: a.about, now: time.Now},
 	}
-	if a.cfg.History != nil {
+	if a.cfg.History != nil || a.cfg.DeviceErrors != nil {
 		p.readings.past = a.past
 	}
 	p.live = newLive(p.draw, a.cfg.Jobs, a.cfg.Stopping)
@@ -149,7 +150,15 @@ func (a *api) about(in *web.Input) {
 
 // past adds to an input what the history knows of its pool.
 func (a *api) past(in *web.Input, now time.Time) {
+	if a.cfg.DeviceErrors != nil {
+		in.Errors = a.cfg.DeviceErrors.DeviceErrors(in.Reading.UUID)
+	}
+	if a.cfg.History == nil {
+		return
+	}
 	in.History = a.cfg.History.Samples(in.Reading.UUID, now.Add(-historyShown), historyPoints)
+	const hour = int(time.Hour/history.Step) + 1
+	in.Hour = a.cfg.History.Samples(in.Reading.UUID, now.Add(-time.Hour), hour)
 	if f, ok := a.cfg.History.Forecast(in.Reading.UUID); ok {
 		in.Forecast = &f
 	}

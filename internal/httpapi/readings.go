@@ -78,7 +78,7 @@ func (r *readings) get(after time.Time) (all []web.Input, known bool, err error)
 	for _, uuid := range slices.SortedFunc(maps.Keys(r.held), func(a, b btrfs.UUID) int { return slices.Compare(a[:], b[:]) }) {
 		in := *r.held[uuid]
 		if past := r.pasts[uuid]; past != nil {
-			in.History, in.Forecast = past.History, past.Forecast
+			in.History, in.Hour, in.Forecast, in.Errors = past.History, past.Hour, past.Forecast, past.Errors
 		}
 		all = append(all, in)
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/dustin/go-humanize"
 
@@ -144,7 +145,8 @@ func newBar(name string, total, largest uint64, parts []part) Bar {
 	return b
 }
 
-func newDevices(f *factsOf) *Devices {
+func newDevices(in *Input, now time.Time) *Devices {
+	f := in.Reading.Facts
 	p := f.Pool
 	if len(p.Devices) == 0 {
 		return nil
@@ -184,7 +186,8 @@ func newDevices(f *factsOf) *Devices {
 		}
 		if errors, ok := dev.Errors.Get(); ok {
 			row.Errors = errorWords(&errors)
-			row.Faulty, d.Faults = row.Errors != "none", true
+			age, _ := ageOf(in, dev, now)
+			row.Faulty, d.Faults = errors != btrfs.ErrorCounts{} && age != oldErrors, true
 		}
 		if losses != nil {
 			for j, id := range losses.Devices {

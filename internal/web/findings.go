@@ -11,11 +11,11 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
 	"github.com/btrfs-governor/btrfs-governor/internal/history"
 	"github.com/btrfs-governor/btrfs-governor/scrub"
+	"github.com/btrfs-governor/btrfs-governor/snapshot"
 )
 
 // Findings says what is wrong with a pool, the worst first, with the thresholds of
-// the alerts. What needs a longer look than one reading, such as a counter that
-// rises, is the alerts' alone.
+// the alerts.
 func Findings(in *Input, now time.Time) []Finding {
 	l := findings{thresholds: &alerts.Default}
 	r := &in.Reading
@@ -28,19 +28,14 @@ func Findings(in *Input, now time.Time) []Finding {
 		l.add(Warning, "BtrfsCollectorFailing", "Something could not be read. %s", sentenceOf(r.Err))
 	}
 	if r.Facts != nil {
-		l.devices(r.Facts)
+		l.devices(in, now)
 		l.redundancy(r.Facts)
 		l.space(r.Facts)
+		l.fullSoon(in)
 	}
 	l.forecast(in.Forecast)
 	l.scrub(in.Scrub, now)
-	if o := in.Snapshots; o != nil {
-		for _, s := range o.Subvolumes {
-			if s.Failures > 0 {
-				l.add(Warning, "BtrfsSnapshotFailed", "%s of %s could not be taken since the daemon started.", count(s.Failures, "snapshot", "snapshots"), s.Subvolume)
-			}
-		}
-	}
+	l.snapshots(in.Snapshots, now)
 	slices.SortStableFunc(l.all, func(a, b Finding) int { return cmp.Compare(b.Severity, a.Severity) })
 	return l.all
 }
@@ -63,7 +58,8 @@ func sentenceOf(err error) string {
 	return sentence(err.Error())
 }
 
-func (l *findings) devices(f *factsOf) {
+func (l *findings) devices(in *Input, now time.Time) {
+	f := in.Reading.Facts
 	for i := range f.Pool.Devices {
 		d := &f.Pool.Devices[i]
 		name := deviceName(f.Pool, d.ID)
@@ -74,14 +70,48 @@ func (l *findings) devices(f *factsOf) {
 			l.add(Critical, "BtrfsDeviceMissing", "%s is missing.", strings.ToUpper(name[:1])+name[1:])
 		}
 		if e, ok := d.Errors.Get(); ok {
-			if words := errorWords(&e); words != "none" {
-				l.add(Warning, "BtrfsDeviceErrors", "%s has counted errors: %s.", name, words)
+			switch age, words := ageOf(in, d, now); {
+			case e == btrfs.ErrorCounts{}:
+			case age == oldErrors:
+				l.add(Info, "BtrfsDeviceErrorsOld", "%s once counted errors: %s. %s", name, errorWords(&e), words)
+			default:
+				l.add(Warning, "BtrfsDeviceErrors", "%s has counted errors: %s. %s", name, errorWords(&e), words)
 			}
 		}
 	}
 	if ro, ok := f.Pool.ReadOnly.Get(); ok && ro {
 		l.add(Warning, "BtrfsPoolReadOnly", "The pool is mounted read-only. If nobody wanted that, the kernel did it after an error.")
 	}
+}
+
+// errorAge is how old the newest error of a device is.
+type errorAge int
+
+const (
+	unknownAge errorAge = iota
+	newErrors           // of the last day
+	oldErrors
+)
+
+// ageOf tells how old the errors are that a device has counted, and says it in a
+// sentence.
+func ageOf(in *Input, d *btrfs.Device, now time.Time) (errorAge, string) {
+	const day = 24 * time.Hour
+	before, known := in.Errors[d.ID]
+	rose := newMoment(before.Rose, now)
+	switch {
+	case !known:
+		return unknownAge, "Since when is not known."
+	case history.Newer(d.Errors.Value, before.Counts):
+		return newErrors, "There were some a moment ago."
+	case rose != nil && now.Sub(before.Rose) < day:
+		return newErrors, fmt.Sprintf("The last were seen %s.", rose.Words)
+	case rose != nil:
+		return oldErrors, fmt.Sprintf("There were none since %s.", rose.Exact())
+	case now.Sub(before.Watched) < day:
+		return unknownAge, fmt.Sprintf("There were none in the %s for which they are watched; how old they are is not known.", span(now.Sub(before.Watched)))
+	}
+	return oldErrors, fmt.Sprintf("There were none since %s, from when on they are watched.", newMoment(before.Watched, now).Exact())
 }
 
 // promised is how many devices may fail by the profiles of data and metadata;
@@ -118,7 +148,9 @@ func (l *findings) redundancy(f *factsOf) {
 	if f.Layout == nil {
 		return
 	}
-	if tolerated, ok := f.Layout.FailuresTolerated(); ok {
+	if lost := f.Layout.Lost(); lost.Total() > 0 {
+		l.add(Critical, "BtrfsDeviceMissing", "Block groups of %s have no copy on a device that is there: what lies in them cannot be read while that is missing.", cost(lost))
+	} else if tolerated, ok := f.Layout.FailuresTolerated(); ok {
 		if want, promises := promised(f.Pool); promises && tolerated < want {
 			var why string
 			switch {
@@ -179,6 +211,52 @@ func (l *findings) space(f *factsOf) {
 	}
 }
 
+// fullSoon looks at the last hour, which the forecast is too slow for.
+func (l *findings) fullSoon(in *Input) {
+	r, t := in.Reading.Facts.Report, l.thresholds
+	if r == nil || float64(r.FreeExpected) >= t.FreeWarning*float64(r.Usable) {
+		return
+	}
+	if hours, ok := lasts(in.Hour, in.Read, r.FreeExpected); ok && hours < t.FullSoonHours {
+		l.add(Critical, "BtrfsPoolFullSoon", "At the rate of the last hour the pool is full in %s.", span(time.Duration(hours*float64(time.Hour))))
+	}
+}
+
+// lasts returns for how many hours there is room at the rate of the last hour: that
+// of the line which is nearest to its samples and to what was read now (least
+// squares, as predict_linear of Prometheus has it).
+func lasts(hour []history.Sample, read time.Time, free uint64) (hours float64, ok bool) {
+	type point struct{ hours, free float64 }
+	points := []point{{0, float64(free)}}
+	oldest := 0.0
+	for i := range hour {
+		at := hour[i].Time.Sub(read).Hours()
+		if value, known := hour[i].FreeExpected.Get(); known && at < 0 && at >= -1 {
+			points = append(points, point{at, float64(value)})
+			oldest = min(oldest, at)
+		}
+	}
+	// Less than half an hour is no trend.
+	if oldest > -0.5 {
+		return 0, false
+	}
+	var sum, mean point
+	for _, p := range points {
+		sum.hours, sum.free = sum.hours+p.hours, sum.free+p.free
+	}
+	mean = point{sum.hours / float64(len(points)), sum.free / float64(len(points))}
+	covariance, variance := 0.0, 0.0
+	for _, p := range points {
+		covariance += (p.hours - mean.hours) * (p.free - mean.free)
+		variance += (p.hours - mean.hours) * (p.hours - mean.hours)
+	}
+	slope := covariance / variance
+	if slope >= 0 {
+		return 0, false
+	}
+	return max(0, mean.free-slope*mean.hours) / -slope, true
+}
+
 // level returns how bad it is that a value is low.
 func level(value, critical, warning float64) (s Severity, low bool) {
 	switch {
@@ -225,11 +303,36 @@ func (l *findings) scrub(s *scrub.Status, now time.Time) {
 	if s.State == scrub.Failed {
 		l.add(Warning, "BtrfsScrubFailed", "The last scrub could not go to its end: %s", sentence(s.Reason))
 	}
+	// Time that it was paused does not count: somebody wanted that.
+	if s.State.Active() && s.Duration >= 24*time.Hour && s.Yielded.Seconds() > l.thresholds.ScrubYield*s.Duration.Seconds() {
+		l.add(Info, "BtrfsScrubStarved", "The scrub does not get on: of the %s that it has run it gave way to others %s.", span(s.Duration), percent(s.Yielded.Seconds()/s.Duration.Seconds()))
+	}
 	if s.LastSuccess.IsZero() {
 		return // new pools have none yet, and when this one was made is not known
 	}
 	age := now.Sub(s.LastSuccess)
 	if severity, late := level(-age.Hours(), -l.thresholds.ScrubCritical.Hours(), -l.thresholds.ScrubWarning.Hours()); late {
 		l.add(severity, "BtrfsScrubOverdue", "The pool was last scrubbed %s ago. What rots meanwhile is found when its other copy is gone too.", span(age))
+	}
+}
+
+func (l *findings) snapshots(o *snapshot.Overview, now time.Time) {
+	if o == nil {
+		return
+	}
+	t := l.thresholds
+	for _, level := range []struct {
+		severity Severity
+		missed   float64
+	}{{Critical, t.SnapshotsCritical}, {Warning, t.SnapshotsWarning}} {
+		if age := now.Sub(o.Success); float64(o.Missed) > level.missed && age.Hours() > level.missed*t.SnapshotsLeast.Hours() {
+			l.add(level.severity, "BtrfsSnapshotMissing", "The last time that all snapshots were taken was %s ago; the schedule wanted them more than %g times since.", span(age), level.missed)
+			break
+		}
+	}
+	for _, s := range o.Subvolumes {
+		if s.Failures > 0 {
+			l.add(Warning, "BtrfsSnapshotFailed", "%s of %s could not be taken since the daemon started.", count(s.Failures, "snapshot", "snapshots"), s.Subvolume)
+		}
 	}
 }

@@ -71,7 +71,7 @@ func Build(in *Input, control Control, now time.Time) *Pool {
 	}
 	p.Profiles = profiles(r.Facts.Pool)
 	p.Space = newSpace(in, now)
-	p.Devices = newDevices(r.Facts)
+	p.Devices = newDevices(in, now)
 	p.Losses = newLosses(r.Facts)
 	p.WhatIf = newWhatIfForm(r.Facts)
 	return p
@@ -192,7 +192,10 @@ func newLosses(f *factsOf) *Losses {
 	}
 	l := &Losses{}
 	tolerated, ok := f.Layout.FailuresTolerated()
+	lost := f.Layout.Lost()
 	switch {
+	case lost.Total() > 0:
+		l.Tolerated = fmt.Sprintf("Without what is missing %s cannot be read already.", cost(lost))
 	case !ok:
 	case tolerated == 0 && len(f.Layout.Devices) == 1:
 		l.Tolerated = "There is one device: its loss loses everything."

@@ -27,8 +27,13 @@ type Input struct {
 	// Snapshots is nil where nothing is known of them.
 	Snapshots *snapshot.Overview
 	// History are samples, the oldest first.
-	History  []history.Sample
+	History []history.Sample
+	// Hour are those of the last hour, whatever else was left out.
+	Hour     []history.Sample
 	Forecast *history.Forecast // nil where there is none
+	// Errors are the error counters as they were last remembered, by the ids of the
+	// devices.
+	Errors map[uint64]history.DeviceErrors
 }
 
 // Control is what whoever looks at the page may do.

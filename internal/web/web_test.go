@@ -325,14 +325,55 @@ func TestFindings(t *testing.T) {
 	late.Silent, late.Read, late.Reading.Err = now.Add(-10*time.Minute), now.Add(-72*time.Hour), errors.New("input/output error")
 	filling := quiet(pools["media"])
 	filling.Forecast = &history.Forecast{Time: now, DaysToFull: btrfs.Some(5.5), MetadataDaysToFull: btrfs.Some(0.5)}
+	hurried := func(free uint64, hour ...uint64) *web.Input {
+		in := change("media", func(_ *btrfs.Pool, f *collector.Facts) { f.Report.FreeExpected, f.Report.Usable = free, 100*gib })
+		for i, f := range hour {
+			in.Hour = append(in.Hour, history.Sample{Time: now.Add(time.Duration(i-len(hour)) * history.Step), FreeExpected: btrfs.Some(f)})
+		}
+		return in
+	}
+	errors3 := btrfs.ErrorCounts{Read: 2, Corruption: 1}
+	counted := func(before *history.DeviceErrors) *web.Input {
+		in := change("media", func(p *btrfs.Pool, _ *collector.Facts) { p.Devices[0].Errors = btrfs.Some(errors3) })
+		if before != nil {
+			in.Errors = map[uint64]history.DeviceErrors{in.Reading.Facts.Pool.Devices[0].ID: *before}
+		}
+		return in
+	}
+	taken := func(ago time.Duration, missed int) *web.Input {
+		in := quiet(pools["media"])
+		in.Snapshots = &snapshot.Overview{Configured: true, Success: now.Add(-ago), Missed: missed}
+		return in
+	}
 	tests := map[string]struct {
 		in   *web.Input
 		want string // severity, alert, and a part of the text
 	}{
-		"missing":      {quiet(pools["tank"]), "critical BtrfsDeviceMissing Device 1 is missing"},
-		"redundancy":   {quiet(pools["tank"]), "warning BtrfsPoolRedundancyLost a device is missing"},
-		"errors":       {quiet(pools["attic"]), "warning BtrfsDeviceErrors 1 corruption"},
-		"concentrated": {quiet(pools["attic"]), "info BtrfsMetadataConcentrated 100 %"},
+		"lost already": {change("tank", func(p *btrfs.Pool, f *collector.Facts) {
+			for i := range p.Devices {
+				p.Devices[i].Missing = btrfs.Some(true)
+			}
+			layout, err := capacity.NewLayout(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f.Layout = layout
+		}), "critical BtrfsDeviceMissing no copy on a device that is there"},
+		"full within hours":       {hurried(4*gib, 12*gib, 10*gib, 8*gib, 6*gib), "critical BtrfsPoolFullSoon full in 30 minutes"},
+		"errors of unknown age":   {counted(nil), "warning BtrfsDeviceErrors 2 read, 1 corruption. Since when is not known."},
+		"errors since a moment":   {counted(&history.DeviceErrors{Counts: btrfs.ErrorCounts{Read: 1, Corruption: 1}, Watched: now.AddDate(0, -1, 0)}), "warning BtrfsDeviceErrors There were some a moment ago."},
+		"errors since a reset":    {counted(&history.DeviceErrors{Counts: btrfs.ErrorCounts{Read: 7, Corruption: 1}, Watched: now.AddDate(0, -1, 0)}), "warning BtrfsDeviceErrors There were some a moment ago."},
+		"errors of today":         {counted(&history.DeviceErrors{Counts: errors3, Watched: now.AddDate(0, -1, 0), Rose: now.Add(-3 * time.Hour)}), "warning BtrfsDeviceErrors The last were seen 3 hours ago."},
+		"errors of last week":     {counted(&history.DeviceErrors{Counts: errors3, Watched: now.AddDate(0, -1, 0), Rose: now.Add(-170 * time.Hour)}), "info BtrfsDeviceErrorsOld There were none since"},
+		"errors of before":        {counted(&history.DeviceErrors{Counts: errors3, Watched: now.AddDate(0, -1, 0)}), "info BtrfsDeviceErrorsOld from when on they are watched"},
+		"errors on the first day": {counted(&history.DeviceErrors{Counts: errors3, Watched: now.Add(-3 * time.Hour)}), "warning BtrfsDeviceErrors in the 3 hours for which"},
+		"snapshots missed":        {taken(40*time.Hour, 4), "warning BtrfsSnapshotMissing 40 hours ago; the schedule wanted them more than 3 times"},
+		"snapshots long missed":   {taken(8*24*time.Hour, 8), "critical BtrfsSnapshotMissing 8 days ago; the schedule wanted them more than 7 times"},
+		"starved":                 {scrubbed(scrub.Status{State: scrub.Yielding, Duration: 30 * time.Hour, Yielded: 29 * time.Hour}), "info BtrfsScrubStarved of the 30 hours that it has run it gave way to others 97 %"},
+		"missing":                 {quiet(pools["tank"]), "critical BtrfsDeviceMissing Device 1 is missing"},
+		"redundancy":              {quiet(pools["tank"]), "warning BtrfsPoolRedundancyLost a device is missing"},
+		"errors":                  {quiet(pools["attic"]), "warning BtrfsDeviceErrors 1 corruption"},
+		"concentrated":            {quiet(pools["attic"]), "info BtrfsMetadataConcentrated 100 %"},
 		"conversion under way": {change("scratch", func(p *btrfs.Pool, _ *collector.Facts) {
 			p.ExclusiveOperation = btrfs.Some("balance")
 			p.Spaces[slices.IndexFunc(p.Spaces, func(s btrfs.Space) bool { return s.Type == btrfs.Metadata })].Profiles = []btrfs.ProfileSpace{{Profile: btrfs.RAID1C3}}
@@ -379,10 +420,25 @@ func TestFindings(t *testing.T) {
 			t.Errorf("there is no alert %s", words[1])
 		}
 	}
-	fresh := quiet(pools["media"])
-	fresh.Scrub = &scrub.Status{State: scrub.Idle}
-	if found := web.Findings(fresh, now); len(found) > 0 {
-		t.Errorf("a pool that is well: %v", found)
+	well := map[string]*web.Input{
+		"fresh":                       scrubbed(scrub.Status{State: scrub.Idle}),
+		"room for hours":              hurried(9*gib, 11*gib, 10*gib+gib/2, 10*gib, 9*gib+gib/2),
+		"filling, with much room":     hurried(30*gib, 60*gib, 50*gib, 45*gib, 40*gib),
+		"becoming emptier":            hurried(9*gib, 2*gib, 4*gib, 6*gib, 8*gib),
+		"a quarter of an hour":        hurried(4*gib, 8*gib),
+		"snapshots missed in a day":   taken(20*time.Hour, 10),
+		"one weekly snapshot missed":  taken(9*24*time.Hour, 1),
+		"snapshots as scheduled":      taken(time.Hour, 1),
+		"a scrub that gets on":        scrubbed(scrub.Status{State: scrub.Running, Duration: 30 * time.Hour, Yielded: 20 * time.Hour}),
+		"a scrub that gave way today": scrubbed(scrub.Status{State: scrub.Yielding, Duration: 2 * time.Hour, Yielded: 2 * time.Hour}),
+		"a starved scrub that ended":  scrubbed(scrub.Status{State: scrub.Finished, LastSuccess: now, Duration: 30 * time.Hour, Yielded: 29 * time.Hour}),
+	}
+	for name, in := range well {
+		for _, f := range web.Findings(in, now) {
+			if f.Runbook != alerts.Runbook("BtrfsPoolFreeSpaceLow") { // which those of 100 GiB are
+				t.Errorf("%s: %v", name, f)
+			}
+		}
 	}
 }
 

@@ -1,0 +1,125 @@
+package history
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+
+	"github.com/go-kit/log/level"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
+)
+
+// DeviceErrors is what is remembered of the error counters of a device, which the
+// kernel counts and never dates.
+type DeviceErrors struct {
+	Counts btrfs.ErrorCounts `json:"counts"` // when they were last looked at
+	// Watched is since when they are.
+	Watched time.Time `json:"watched"`
+	// Rose is when one of them was last seen to have risen; zero: never since Watched.
+	Rose time.Time `json:"rose,omitzero"`
+}
+
+// Newer tells whether there are errors in counts that are not in those before. A
+// counter that fell was reset, and counted from zero again.
+func Newer(counts, before btrfs.ErrorCounts) bool {
+	for _, c := range [][2]uint64{
+		{counts.Write, before.Write}, {counts.Read, before.Read}, {counts.Flush, before.Flush},
+		{counts.Corruption, before.Corruption}, {counts.Generation, before.Generation},
+	} {
+		if now, then := c[0], c[1]; now > then || now < then && now > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// errorsName is the file with the error counters of a pool. It is written only when
+// one has changed.
+func errorsName(pool btrfs.UUID) string { return filePrefix + pool.String() + ".errors.json" }
+
+// NoteErrors remembers the error counters of the devices of a pool, and when they
+// rose. Of a device that does not tell its counters what was known stays.
+func (s *Store) NoteErrors(pool *btrfs.Pool, now time.Time) error {
+	p, err := s.findOrMake(pool.UUID)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := s.readErrors(p); err != nil {
+		return err
+	}
+	next := make(map[uint64]DeviceErrors, len(pool.Devices))
+	changed := false
+	for i := range pool.Devices {
+		d := &pool.Devices[i]
+		before, known := p.errors[d.ID]
+		counts, counted := d.Errors.Get()
+		switch {
+		case !counted:
+		case !known:
+			before, known, changed = DeviceErrors{Counts: counts, Watched: now}, true, true
+		case counts != before.Counts:
+			if Newer(counts, before.Counts) {
+				before.Rose = now
+			}
+			before.Counts, changed = counts, true
+		}
+		if known {
+			next[d.ID] = before
+		}
+	}
+	// A device that was removed alone is no reason to write: it is left out the next
+	// time. One that comes back under its number has counters that are not lower.
+	if !changed {
+		return nil
+	}
+	if err := s.dir.SaveJSON(errorsName(p.uuid), next); err != nil {
+		return fmt.Errorf("remember the error counters of pool %s: %w", p.uuid, err)
+	}
+	p.errors = next
+	return nil
+}
+
+// DeviceErrors returns what is remembered of the error counters of a pool, by the ids
+// of its devices; nil where nothing is.
+func (s *Store) DeviceErrors(pool btrfs.UUID) map[uint64]DeviceErrors {
+	p := s.find(pool)
+	if p == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := s.readErrors(p); err != nil {
+		return nil // said where it is written
+	}
+	return p.errors // is never changed, only replaced
+}
+
+// readErrors reads the file once. One that is damaged is set aside.
+func (s *Store) readErrors(p *poolHistory) error {
+	if p.errors != nil {
+		return nil
+	}
+	read := make(map[uint64]DeviceErrors)
+	err := s.dir.LoadJSON(errorsName(p.uuid), &read, func() error {
+		for id, e := range read {
+			if e.Watched.IsZero() {
+				return fmt.Errorf("it does not say since when device %d is watched", id)
+			}
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, state.ErrDamaged):
+		level.Warn(s.logger).Log("msg", "It is not known any more when the error counters of a pool rose", "pool", p.uuid, "err", err)
+		read = make(map[uint64]DeviceErrors)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("read the error counters of pool %s: %w", p.uuid, err)
+	}
+	p.errors = read
+	return nil
+}

@@ -1,0 +1,133 @@
+package history_test
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-kit/log"
+
+	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
+)
+
+func counting(counts map[uint64]btrfs.Opt[btrfs.ErrorCounts]) *btrfs.Pool {
+	p := &btrfs.Pool{UUID: pool}
+	for id, c := range counts {
+		p.Devices = append(p.Devices, btrfs.Device{ID: id, Errors: c})
+	}
+	return p
+}
+
+func TestErrorCountersAreDated(t *testing.T) {
+	dir := state.NewDir(t.TempDir())
+	begin := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	file := dir.Path("history-" + pool.String() + ".errors.json")
+	var store *history.Store
+	var written int
+	var last os.FileInfo
+	for i, step := range []struct {
+		counts  btrfs.Opt[btrfs.ErrorCounts]
+		watched int // the step that it is watched since, and the one that it rose at
+		rose    int
+		writes  bool
+	}{
+		0: {counts: btrfs.Some(btrfs.ErrorCounts{Read: 5}), rose: -1, writes: true}, // from before
+		1: {counts: btrfs.Some(btrfs.ErrorCounts{Read: 5}), rose: -1},
+		2: {rose: -1}, // it does not tell
+		3: {counts: btrfs.Some(btrfs.ErrorCounts{Read: 5, Flush: 1}), rose: 3, writes: true},
+		4: {counts: btrfs.Some(btrfs.ErrorCounts{Read: 5, Flush: 1}), rose: 3},
+		5: {counts: btrfs.Some(btrfs.ErrorCounts{}), rose: 3, writes: true}, // btrfs device stats -z
+		6: {counts: btrfs.Some(btrfs.ErrorCounts{Generation: 1}), rose: 6, writes: true},
+		7: {counts: btrfs.Some(btrfs.ErrorCounts{Corruption: 2}), rose: 7, writes: true},
+	} {
+		var err error
+		if store, err = history.Open(log.NewNopLogger(), dir, time.Now); err != nil { // a restart in between
+			t.Fatal(err)
+		}
+		now := begin.Add(time.Duration(i) * history.Step)
+		if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: step.counts, 2: btrfs.Some(btrfs.ErrorCounts{})}), now); err != nil {
+			t.Fatal(err)
+		}
+		want := history.DeviceErrors{Counts: step.counts.Value, Watched: begin}
+		if !step.counts.Known {
+			want.Counts = btrfs.ErrorCounts{Read: 5}
+		}
+		if step.rose >= 0 {
+			want.Rose = begin.Add(time.Duration(step.rose) * history.Step)
+		}
+		if got := store.DeviceErrors(pool); len(got) != 2 || got[1] != want || !got[2].Rose.IsZero() {
+			t.Errorf("step %d: %+v, want %+v", i, got, want)
+		}
+		info, err := os.Stat(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if new := last == nil || !os.SameFile(info, last); new {
+			written++
+			if !step.writes {
+				t.Errorf("step %d wrote the file, and nothing had changed", i)
+			}
+		} else if step.writes {
+			t.Errorf("step %d wrote nothing", i)
+		}
+		last = info
+	}
+	if written != 5 {
+		t.Errorf("it was written %d times", written)
+	}
+	if got := store.DeviceErrors(btrfs.UUID{9}); got != nil {
+		t.Errorf("a pool that nobody knows has %v", got)
+	}
+}
+
+func TestDamagedErrorCountersBeginAnew(t *testing.T) {
+	for name, content := range map[string]string{"torn": `{"1":{"counts":{"write":`, "of somebody else": `{"1":{"colour":"green"}}`} {
+		dir, logged := state.NewDir(t.TempDir()), new(bytes.Buffer)
+		file := "history-" + pool.String() + ".errors.json"
+		if err := os.WriteFile(dir.Path(file), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		store, err := history.Open(log.NewLogfmtLogger(logged), dir, time.Now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		now := time.Now().Round(0)
+		if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{Read: 5})}), now); err != nil {
+			t.Fatal(err)
+		}
+		if got := store.DeviceErrors(pool)[1]; !got.Watched.Equal(now) || !got.Rose.IsZero() {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if _, err := os.Stat(dir.Path(file + ".damaged")); err != nil || !strings.Contains(logged.String(), "not known any more") {
+			t.Errorf("%s: the damaged file: %v, log %s", name, err, logged)
+		}
+	}
+}
+
+func TestErrorCountersGoWithTheHistory(t *testing.T) {
+	dir := state.NewDir(t.TempDir())
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	store, err := history.Open(log.NewNopLogger(), dir, func() time.Time { return now })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Add(pool, history.Sample{Time: now, Used: btrfs.Some[uint64](1)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{})}), now); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(history.Span + time.Hour)
+	if err := store.RemoveOld(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir.Path("history-" + pool.String() + ".errors.json")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the file of a pool that is gone: %v", err)
+	}
+}
