@@ -20,7 +20,7 @@ func TestMissedTimesOfTheSchedule(t *testing.T) {
 		{"0 * * * *", noon.Add(-4 * time.Hour), 3},
 		{"0 * * * *", noon.AddDate(-1, 0, 0), snapshot.MaxMissed},
 		{"0 3 * * 1", noon.AddDate(0, 0, -1), 0},
-		{"0 3 * * 1", noon.AddDate(0, 0, -9), 2},
+		{"0 3 * * 1", noon.AddDate(0, 0, -10), 2},
 		{"0 * * * *", time.Time{}, 0},           // there never was one
 		{"0 * * * *", noon.AddDate(0, 0, 1), 0}, // by a clock that was ahead
 	} {
