@@ -253,7 +253,12 @@ type service struct {
 
 func newService(t testing.TB, change func(*httpapi.Config)) *service {
 	t.Helper()
-	dir := t.TempDir()
+	return newServiceIn(t, t.TempDir(), change)
+}
+
+// newServiceIn makes a service whose token is in a directory.
+func newServiceIn(t testing.TB, dir string, change func(*httpapi.Config)) *service {
+	t.Helper()
 	if err := os.WriteFile(filepath.Join(dir, httpapi.TokenName), []byte(theToken+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -39,3 +39,6 @@ func (t *Token) NewSession(end time.Time) string { return t.newSession(end) }
 
 // HasSession tells whether a session is good.
 func (t *Token) HasSession(session string, now time.Time) bool { return t.hasSession(session, now) }
+
+// MaxStreams is how many pages may be open.
+const MaxStreams = maxStreams

@@ -37,6 +37,7 @@ const leastInterval = 250 * time.Millisecond
 type drawing struct {
 	sections map[sectionID][]byte
 	of       string // which pools it is of, see namesOf
+	table    bool   // the page of all has the summary alone
 }
 
 // live keeps open pages up to date. However many there are, each section is drawn
@@ -59,6 +60,7 @@ type live struct {
 type liveView struct {
 	sections map[sectionID]liveSection
 	of       string
+	table    bool
 	drawn    time.Time              // zero: never
 	readers  map[chan struct{}]bool // each gets a value when there is something new
 }
@@ -190,7 +192,7 @@ func (l *live) publish(control web.Control, d drawing) {
 		changed = true
 		sections[id] = liveSection{html: html, event: sectionEvent(id, html), version: l.version}
 	}
-	v.sections, v.of, v.drawn = sections, d.of, time.Now()
+	v.sections, v.of, v.table, v.drawn = sections, d.of, d.table, time.Now()
 	if !changed {
 		return
 	}
@@ -235,6 +237,9 @@ func (l *live) since(control web.Control, version uint64, pool btrfs.UUID, of st
 			continue
 		}
 		there = true
+		if pool.IsZero() && v.table && !id.pool.IsZero() {
+			continue
+		}
 		if s.version > version {
 			n.events = append(n.events, s.event)
 		}
@@ -256,11 +261,12 @@ func (l *live) isLive(control web.Control) bool {
 
 // sections draws everything for those who may do the same.
 func (p *page) sections(control web.Control, after time.Time) (drawing, error) {
-	pools, known, missing := p.pools(control, after)
+	inputs, known, missing := p.readings.get(after)
 	if !known {
 		return drawing{}, errors.New("the pools have not answered yet")
 	}
-	d := drawing{sections: make(map[sectionID][]byte), of: namesOf(pools)}
+	pools := buildAll(inputs, control)
+	d := drawing{sections: make(map[sectionID][]byte), of: namesOf(pools), table: len(pools) > maxPools}
 	summary, err := p.renderer.Summary(web.NewSummary(pools, missing))
 	if err != nil {
 		return d, err

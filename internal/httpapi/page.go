@@ -37,14 +37,19 @@ type page struct {
 	live     *live
 	// streams holds a value for each open stream.
 	streams chan struct{}
-	// whatIfs holds a value for each what-if that is being worked out: they cost
-	// time of the processor, and anybody may ask.
-	whatIfs chan struct{}
+	// draws holds a value for each page that is being drawn, and whatIfs for each
+	// what-if that is being worked out: they cost time of the processor, and anybody
+	// may ask.
+	draws, whatIfs chan struct{}
 }
 
 // maxPools is how many pools the first page shows in full; with more it has a
 // table of them only.
 const maxPools = 8
+
+// maxDraws and maxWhatIfs are how many are drawn and worked out at once; the others
+// wait.
+const maxDraws, maxWhatIfs = 2, 2
 
 // maxStreams is how many pages may be open: anybody who may look can open one.
 const maxStreams = 256
@@ -55,7 +60,8 @@ func newPage(a *api) (*page, error) {
 		return nil, fmt.Errorf("make the status page: %w", err)
 	}
 	p := &page{
-		api: a, renderer: renderer, streams: make(chan struct{}, maxStreams), whatIfs: make(chan struct{}, 2),
+		api: a, renderer: renderer, streams: make(chan struct{}, maxStreams),
+		draws: make(chan struct{}, maxDraws), whatIfs: make(chan struct{}, maxWhatIfs),
 		readings: &readings{pools: a.cfg.Pools, about: a.about, now: time.Now},
 	}
 	if a.cfg.History != nil || a.cfg.DeviceErrors != nil {
@@ -81,10 +87,7 @@ func (p *page) register(mux *http.ServeMux) {
 			w.Header().Set("Content-Type", asset.Type)
 			w.Header().Set("Cache-Control", "public, max-age=31536000, immutable")
 			w.Header().Set("X-Content-Type-Options", "nosniff")
-			_ = writeCompressed(w, r, http.StatusOK, func(w io.Writer, _ func()) error { // who hung up gets nothing
-				_, err := w.Write(asset.Data)
-				return err
-			})
+			writeCompressed(w, r, http.StatusOK, func() []byte { return asset.Data })
 		})
 	}
 }
@@ -105,33 +108,65 @@ func htmlHeaders(h http.Header) {
 	h.Set("Cache-Control", "no-store")
 }
 
-// writeCompressed answers with what draw writes, compressed for whoever takes that.
-func writeCompressed(w http.ResponseWriter, r *http.Request, status int, draw func(w io.Writer, flush func()) error) error {
+// writeCompressed answers with the texts, one after the other as they are made,
+// compressed for whoever takes that. Who hung up gets nothing.
+func writeCompressed(w http.ResponseWriter, r *http.Request, status int, texts ...func() []byte) {
 	w.Header().Add("Vary", "Accept-Encoding")
-	control := http.NewResponseController(w)
-	if !acceptsGzip(r.Header) {
-		w.WriteHeader(status)
-		return draw(w, func() { _ = control.Flush() }) // who hung up gets nothing
+	out, flush := io.Writer(w), http.NewResponseController(w).Flush
+	if acceptsGzip(r.Header) {
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		defer z.Close()
+		network := flush
+		out, flush = z, func() error { return errors.Join(z.Flush(), network()) }
 	}
-	w.Header().Set("Content-Encoding", "gzip")
 	w.WriteHeader(status)
-	z := gzip.NewWriter(w)
-	err := draw(z, func() {
-		_ = z.Flush()
-		_ = control.Flush()
-	})
-	return errors.Join(err, z.Close())
+	for i, text := range texts {
+		if i > 0 {
+			_ = flush()
+		}
+		_, _ = out.Write(text())
+	}
 }
 
-// render answers with a page.
-func (p *page) render(w http.ResponseWriter, r *http.Request, status int, v *web.Page) {
-	v.Host, v.Version, v.Metrics, v.Now = p.cfg.Host, p.cfg.Version, p.cfg.TelemetryPath, time.Now()
-	v.Control = p.control(r)
-	htmlHeaders(w.Header())
-	err := writeCompressed(w, r, status, func(w io.Writer, flush func()) error { return p.renderer.Page(w, v, flush) })
-	if err != nil && r.Context().Err() == nil {
-		level.Warn(p.cfg.Logger).Log("msg", "The status page could not be drawn whole", "path", shorten(r.URL.Path), "err", err)
+// inTurn does something when there is a place among so many. It is false where
+// nobody waits for the answer any more.
+func inTurn(places chan struct{}, r *http.Request, do func()) bool {
+	select {
+	case places <- struct{}{}:
+	case <-r.Context().Done():
+		return false
 	}
+	defer func() { <-places }()
+	do()
+	return true
+}
+
+// render answers with a page. What build does takes time of the processor alone, as
+// drawing does; a reader that is slow has no place among those who draw. The head is
+// on its way before the rest is drawn: a browser then asks for the assets.
+func (p *page) render(w http.ResponseWriter, r *http.Request, status int, build func() *web.Page) {
+	var v *web.Page
+	ok := inTurn(p.draws, r, func() {
+		v = build()
+		v.Host, v.Version, v.Metrics, v.Now = p.cfg.Host, p.cfg.Version, p.cfg.TelemetryPath, time.Now()
+		v.Control = p.control(r)
+	})
+	if !ok {
+		return
+	}
+	part := func(draw func(io.Writer, *web.Page) error) func() []byte {
+		return func() []byte {
+			var b bytes.Buffer
+			var err error
+			if inTurn(p.draws, r, func() { err = draw(&b, v) }) && err != nil {
+				level.Warn(p.cfg.Logger).Log("msg", "The status page could not be drawn whole", "path", shorten(r.URL.Path), "err", err)
+			}
+			return b.Bytes()
+		}
+	}
+	htmlHeaders(w.Header())
+	writeCompressed(w, r, status, part(p.renderer.Head), part(p.renderer.Body))
 }
 
 // about adds to an input what the runners know of its pool.
@@ -170,9 +205,8 @@ const (
 	historyPoints = 150
 )
 
-// pools builds all pools, the worst first. The error says why some may be missing.
-func (p *page) pools(control web.Control, after time.Time) (all []*web.Pool, known bool, err error) {
-	inputs, known, err := p.readings.get(after)
+// buildAll builds pools, the worst first.
+func buildAll(inputs []web.Input, control web.Control) (all []*web.Pool) {
 	now := time.Now()
 	for i := range inputs {
 		all = append(all, web.Build(&inputs[i], control, now))
@@ -180,7 +214,7 @@ func (p *page) pools(control web.Control, after time.Time) (all []*web.Pool, kno
 	slices.SortStableFunc(all, func(a, b *web.Pool) int {
 		return cmp.Or(cmp.Compare(b.Worst, a.Worst), cmp.Compare(a.Name, b.Name))
 	})
-	return all, known, err
+	return all
 }
 
 const notYet = "The pools are being read, and have not answered yet: a disk may hang. Load the page again in a moment."
@@ -191,20 +225,21 @@ func (p *page) showAll(w http.ResponseWriter, r *http.Request) {
 }
 
 func (p *page) renderAll(w http.ResponseWriter, r *http.Request, status int, message *web.Message) {
-	v := &web.Page{Message: message}
-	all, known, err := p.pools(p.control(r), time.Now())
-	v.Summary = web.NewSummary(all, err)
-	v.Live = "/live?of=" + namesOf(all)
-	switch {
-	case !known:
-		v.Empty = notYet
-	case err == nil:
-		v.Empty = "No btrfs pool is mounted here. Mount one, and it appears by itself."
-	}
-	if v.Pools = all; len(all) > maxPools {
-		v.Pools, v.Live = nil, ""
-	}
-	p.render(w, r, status, v)
+	inputs, known, err := p.readings.get(time.Now())
+	p.render(w, r, status, func() *web.Page {
+		all := buildAll(inputs, p.control(r))
+		v := &web.Page{Message: message, Summary: web.NewSummary(all, err), Live: "/live?of=" + namesOf(all), Pools: all}
+		switch {
+		case !known:
+			v.Empty = notYet
+		case err == nil:
+			v.Empty = "No btrfs pool is mounted here. Mount one, and it appears by itself."
+		}
+		if len(all) > maxPools {
+			v.Pools = nil
+		}
+		return v
+	})
 }
 
 // namesOf is short for which pools there are.
@@ -218,46 +253,55 @@ func namesOf(pools []*web.Pool) string {
 	return hex.EncodeToString(sum[:6])
 }
 
-// one builds the pool that the path of a request names.
-func (p *page) one(r *http.Request) (*web.Input, *web.Pool, error) {
+// one finds the pool that the path of a request names.
+func (p *page) one(r *http.Request) (*web.Input, error) {
 	inputs, known, _ := p.readings.get(time.Now())
 	uuid, err := btrfs.ParseUUID(strings.ToLower(r.PathValue("pool")))
 	if err == nil {
 		for i := range inputs {
 			if inputs[i].Reading.UUID == uuid {
-				return &inputs[i], web.Build(&inputs[i], p.control(r), time.Now()), nil
+				return &inputs[i], nil
 			}
 		}
 	}
 	if !known {
-		return nil, nil, problemf(http.StatusServiceUnavailable, notYet)
+		return nil, problemf(http.StatusServiceUnavailable, notYet)
 	}
-	return nil, nil, problemf(http.StatusNotFound, "There is no mounted pool %q.", r.PathValue("pool"))
+	return nil, problemf(http.StatusNotFound, "There is no mounted pool %q.", r.PathValue("pool"))
 }
 
 // showOne answers with the page of one pool, and with what was asked about it.
 func (p *page) showOne(w http.ResponseWriter, r *http.Request) {
-	in, pool, err := p.one(r)
+	in, err := p.one(r)
 	if err != nil {
 		p.refuse(w, r, err)
 		return
 	}
-	if q := question(r.URL.Query()); q.Change != "" && pool.WhatIf != nil {
-		pool.WhatIf.Ask(q)
-		pool.WhatIf.Answer = p.answer(r, in, q)
+	q := question(r.URL.Query())
+	var answer *web.Answer
+	if q.Change != "" && answerable(in) {
+		answer = p.answer(r, in, q)
 	}
-	p.render(w, r, http.StatusOK, &web.Page{Live: "/live?pool=" + pool.UUID, Message: done(w, r), Pools: []*web.Pool{pool}, Only: pool})
+	message := done(w, r)
+	p.render(w, r, http.StatusOK, func() *web.Page {
+		pool := web.Build(in, p.control(r), time.Now())
+		if answer != nil {
+			pool.WhatIf.Ask(q)
+			pool.WhatIf.Answer = answer
+		}
+		return &web.Page{Live: "/live?pool=" + pool.UUID, Message: message, Pools: []*web.Pool{pool}, Only: pool}
+	})
 }
 
 // showAnswer answers a what-if by itself.
 func (p *page) showAnswer(w http.ResponseWriter, r *http.Request) {
-	in, pool, err := p.one(r)
+	in, err := p.one(r)
 	if err != nil {
 		p.fail(w, r, err)
 		return
 	}
-	if pool.WhatIf == nil {
-		p.fail(w, r, problemf(http.StatusServiceUnavailable, "The capacity of pool %s is not known.", pool.UUID))
+	if !answerable(in) {
+		p.fail(w, r, problemf(http.StatusServiceUnavailable, "The capacity of pool %s is not known.", in.Reading.UUID))
 		return
 	}
 	var b bytes.Buffer
@@ -267,6 +311,12 @@ func (p *page) showAnswer(w http.ResponseWriter, r *http.Request) {
 	}
 	htmlHeaders(w.Header())
 	_, _ = w.Write(b.Bytes()) // who hung up gets nothing
+}
+
+// answerable tells whether enough is known of a pool for a what-if.
+func answerable(in *web.Input) bool {
+	f := in.Reading.Facts
+	return f != nil && f.Report != nil && f.Layout != nil
 }
 
 // question reads what is asked.
@@ -279,17 +329,13 @@ const maxWhatIf = 1 << 50
 
 // answer works out a what-if.
 func (p *page) answer(r *http.Request, in *web.Input, q web.Question) *web.Answer {
-	select {
-	case p.whatIfs <- struct{}{}:
-		defer func() { <-p.whatIfs }()
-	case <-r.Context().Done():
-		return &web.Answer{Error: "Nobody waits for the answer any more."}
-	}
 	changes, added, err := changesOf(in.Reading.Facts.Pool, q)
 	if err != nil {
 		return &web.Answer{Error: err.Error()}
 	}
-	return web.WhatIf(in.Reading.Facts, changes, added)
+	answer := &web.Answer{Error: "Nobody waits for the answer any more."}
+	inTurn(p.whatIfs, r, func() { answer = web.WhatIf(in.Reading.Facts, changes, added) })
+	return answer
 }
 
 // changesOf reads a question. The errors are sentences.
@@ -392,7 +438,7 @@ func (p *page) act(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("action")
 	if err := p.mayAct(r, name); err != nil {
 		if refused := problemOf(err); refused.Status == http.StatusUnauthorized && wantsHTML(r) {
-			p.render(sw, r, http.StatusUnauthorized, &web.Page{Token: p.tokenForm(name, r.PathValue("pool"), "")})
+			p.askForToken(sw, r, name, r.PathValue("pool"), "")
 			return
 		}
 		p.refuse(sw, r, err)
@@ -482,8 +528,11 @@ func (p *page) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	p.renderAll(w, r, problem.Status, &web.Message{Severity: web.Critical, Text: problem.Detail})
 }
 
-func (p *page) tokenForm(name, pool, wrong string) *web.TokenForm {
-	return &web.TokenForm{Host: p.cfg.Host, Words: actions[name].words, Action: name, Pool: pool, Error: wrong}
+// askForToken answers with the form for it; wrong says what was wrong with the last.
+func (p *page) askForToken(w http.ResponseWriter, r *http.Request, name, pool, wrong string) {
+	p.render(w, r, http.StatusUnauthorized, func() *web.Page {
+		return &web.Page{Token: &web.TokenForm{Host: p.cfg.Host, Words: actions[name].words, Action: name, Pool: pool, Error: wrong}}
+	})
 }
 
 // maxForm bounds the form with the token, in bytes.
@@ -512,7 +561,7 @@ func (p *page) beginSession(w http.ResponseWriter, r *http.Request) {
 	}
 	name, pool := form.Get("action"), form.Get("pool")
 	if !p.cfg.Token.matches(strings.TrimSpace(form.Get("token"))) {
-		p.render(sw, r, http.StatusUnauthorized, &web.Page{Token: p.tokenForm(name, pool, "That is not the token.")})
+		p.askForToken(sw, r, name, pool, "That is not the token.")
 		return
 	}
 	setSession(sw, r, p.cfg.Token.newSession(time.Now().Add(sessionLength)))

@@ -2,6 +2,7 @@ package httpapi_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +25,7 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/collector"
 	"github.com/btrfs-governor/btrfs-governor/internal/history"
 	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
+	"github.com/btrfs-governor/btrfs-governor/internal/state"
 	"github.com/btrfs-governor/btrfs-governor/internal/web"
 )
 
@@ -296,6 +299,143 @@ func TestManyPoolsAreATable(t *testing.T) {
 	}
 }
 
+// A table of pools moves, and nobody is sent what it does not show.
+func TestTableOfManyPoolsMoves(t *testing.T) {
+	s := newService(t, func(c *httpapi.Config) { c.Pools = manyPools{c.Pools.(apiPools), 64} })
+	server := httptest.NewServer(s.handler)
+	defer server.Close()
+	_, of, _ := strings.Cut(s.do("GET", "/", "", sent{}).Body.String(), `data-live="/live?of=`)
+	of, _, _ = strings.Cut(of, `"`)
+	stream := openStream(t, server.URL+"/live?of="+of)
+	defer stream.Body.Close()
+	lines := bufio.NewScanner(stream.Body)
+	lines.Buffer(nil, 1<<20)
+	for _, state := range []string{"idle", "running"} {
+		event, data := nextEvent(t, lines)
+		if event != "section" || !strings.Contains(data, `"id":"summary"`) || !strings.Contains(data, state) {
+			t.Fatalf("got %s %.200s, want the summary with a scrub that is %s", event, data, state)
+		}
+		if w := s.do("POST", "/pools/"+atticUUID[:len(atticUUID)-2]+"07/scrub", "", sent{unix: true}); state == "idle" && w.Code != http.StatusAccepted {
+			t.Fatalf("start a scrub: %d %s", w.Code, w.Body)
+		}
+	}
+}
+
+// Whoever opens all the streams there are keeps the others from streams, and from
+// nothing else.
+func TestStreamsAreBounded(t *testing.T) {
+	s := newService(t, nil)
+	server := httptest.NewServer(s.handler)
+	defer server.Close()
+	streams := make([]*http.Response, httpapi.MaxStreams)
+	for i := range streams {
+		streams[i] = openStream(t, server.URL+"/live?pool="+atticUUID)
+		defer streams[i].Body.Close()
+	}
+	if w := s.do("GET", "/live?pool="+atticUUID, "", sent{}); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "close some") {
+		t.Errorf("one stream too many: %d %s", w.Code, w.Body)
+	}
+	if w := s.do("GET", "/", "", sent{}); w.Code != http.StatusOK {
+		t.Errorf("the page while all streams are open: %d %s", w.Code, w.Body)
+	}
+	_ = streams[0].Body.Close()
+	for begin := time.Now(); ; { // the server notices soon
+		r := get(t, server.URL+"/live?pool="+atticUUID)
+		_ = r.Body.Close()
+		if r.StatusCode == http.StatusOK {
+			break
+		}
+		if time.Since(begin) > time.Minute {
+			t.Fatalf("a minute after a stream was closed there is no other: %s", r.Status)
+		}
+	}
+}
+
+// Readers that take no page hold up nobody who wants one.
+func TestSlowReadersOfPagesHoldUpNobody(t *testing.T) {
+	s := newService(t, func(c *httpapi.Config) { c.Pools = manyPools{c.Pools.(apiPools), 8} })
+	server := httptest.NewUnstartedServer(s.handler)
+	server.Listener = smallBuffers{server.Listener}
+	server.Start()
+	t.Cleanup(server.Close)
+	for range 10 {
+		c, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() }) // before the server, which waits for them
+		if err := errors.Join(c.(*net.TCPConn).SetReadBuffer(2048), func() error {
+			_, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+			return err
+		}()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answer := get(t, server.URL+"/")
+	defer answer.Body.Close()
+	if body, err := io.ReadAll(answer.Body); err != nil || answer.StatusCode != http.StatusOK || !strings.Contains(string(body), "</html>") {
+		t.Errorf("the page: %s, %d bytes, %v", answer.Status, len(body), err)
+	}
+}
+
+// takenAnswer is an answer that somebody reads while it is written.
+type takenAnswer struct {
+	*httptest.ResponseRecorder
+	taken chan string
+}
+
+func (a takenAnswer) Write(b []byte) (int, error) {
+	a.taken <- string(b)
+	return len(b), nil
+}
+
+func (takenAnswer) SetWriteDeadline(time.Time) error { return nil }
+
+// An open page of somebody whose session has ended is loaded again, without what only
+// that showed.
+func TestOpenPageOfASessionThatEnds(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		stopping := make(chan struct{})
+		s := newServiceIn(t, dir, func(c *httpapi.Config) { c.Stopping = stopping })
+		r := httptest.NewRequest("GET", "/live?pool="+atticUUID, nil)
+		r.RemoteAddr = loopback
+		cookies := s.logIn(t, sent{})
+		token := httpapi.NewToken(state.NewDir(dir))
+		if err := token.Load(""); err != nil {
+			t.Fatal(err)
+		}
+		const length = 5 * time.Minute // at the end of its twelve hours
+		begin := time.Now()
+		cookies[0].Value = token.NewSession(begin.Add(length))
+		r.Header = browser(cookies)
+		ctx, cancel := context.WithCancel(t.Context())
+		answer := takenAnswer{httptest.NewRecorder(), make(chan string)}
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			s.handler.ServeHTTP(answer, r.WithContext(ctx))
+		}()
+		for open := true; open; {
+			select {
+			case text := <-answer.taken:
+				if strings.HasPrefix(text, "event: reload") {
+					if after := time.Since(begin); after < length || after > length+time.Minute {
+						t.Errorf("it is loaded again after %s", after)
+					}
+					open = false
+				}
+			case <-ended:
+				t.Error("the stream ended")
+				open = false
+			}
+		}
+		cancel()
+		<-ended
+		close(stopping)
+	})
+}
+
 // hangingPools answer as long as answers is open.
 type hangingPools struct {
 	apiPools
@@ -507,6 +647,17 @@ func nextEvent(t *testing.T, lines *bufio.Scanner) (event, data string) {
 
 func openStream(t *testing.T, address string) *http.Response {
 	t.Helper()
+	answer := get(t, address)
+	if answer.Header.Get("Content-Type") != "text/event-stream" {
+		text, _ := io.ReadAll(answer.Body)
+		t.Fatalf("%s: %s", answer.Status, text)
+	}
+	return answer
+}
+
+// get asks for an address. The body of the answer is not read.
+func get(t *testing.T, address string) *http.Response {
+	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -514,10 +665,6 @@ func openStream(t *testing.T, address string) *http.Response {
 	answer, err := http.DefaultClient.Do(r)
 	if err != nil {
 		t.Fatal(err)
-	}
-	if answer.Header.Get("Content-Type") != "text/event-stream" {
-		text, _ := io.ReadAll(answer.Body)
-		t.Fatalf("%s: %s", answer.Status, text)
 	}
 	return answer
 }

@@ -124,10 +124,14 @@ func (r *Renderer) Assets() []Asset {
 	return all
 }
 
-// Page draws a page. It calls flush when its head is written: a browser then asks
-// for the assets while the pools are drawn.
-func (r *Renderer) Page(w io.Writer, p *Page, flush func()) error {
-	return r.templates.ExecuteTemplate(w, "page", pageView{p, flush})
+// Head draws a page up to what a browser needs to ask for the assets.
+func (r *Renderer) Head(w io.Writer, p *Page) error {
+	return r.templates.ExecuteTemplate(w, "page-head", pageView{p})
+}
+
+// Body draws the rest of it.
+func (r *Renderer) Body(w io.Writer, p *Page) error {
+	return r.templates.ExecuteTemplate(w, "page-body", pageView{p})
 }
 
 // Section draws a section of a pool.
@@ -154,16 +158,7 @@ func (r *Renderer) Answer(w io.Writer, a *Answer) error {
 }
 
 // pageView is a page as the template sees it.
-type pageView struct {
-	*Page
-	flush func()
-}
-
-// Flush sends what is drawn.
-func (p pageView) Flush() string {
-	p.flush()
-	return ""
-}
+type pageView struct{ *Page }
 
 // Now is the time of the page.
 func (p pageView) Now() *moment { return &moment{At: p.Page.Now.UTC()} }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"testing"
@@ -87,14 +88,21 @@ func full(r collector.PoolReading) *web.Input {
 	return in
 }
 
+// drawPage draws a whole page.
+func drawPage(t *testing.T, w io.Writer, p *web.Page) error {
+	t.Helper()
+	r := renderer(t)
+	return errors.Join(r.Head(w, p), r.Body(w, p))
+}
+
 // draw draws the page of a pool.
 func draw(t *testing.T, in *web.Input, control web.Control) string {
 	t.Helper()
 	pool := web.Build(in, control, now)
 	var b bytes.Buffer
-	err := renderer(t).Page(&b, &web.Page{
+	err := drawPage(t, &b, &web.Page{
 		Host: "attic", Version: "1.2.3", Metrics: "/metrics", Now: now, Control: control, Live: "/live", Pools: []*web.Pool{pool}, Summary: web.NewSummary([]*web.Pool{pool, pool}, nil),
-	}, func() {})
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +215,7 @@ func TestWhatPeopleWroteIsEscaped(t *testing.T) {
 		t.Errorf("the text is shown %d times, want it at each place", shown)
 	}
 	var b bytes.Buffer
-	if err := renderer(t).Page(&b, &web.Page{Token: &web.TokenForm{Host: evil, Action: evil, Pool: evil, Error: evil}, Summary: web.NewSummary(nil, errors.New(evil)), Message: &web.Message{Text: evil}}, func() {}); err != nil {
+	if err := drawPage(t, &b, &web.Page{Token: &web.TokenForm{Host: evil, Action: evil, Pool: evil, Error: evil}, Summary: web.NewSummary(nil, errors.New(evil)), Message: &web.Message{Text: evil}}); err != nil {
 		t.Fatal(err)
 	}
 	if strings.Contains(b.String(), evil) {
