@@ -116,7 +116,7 @@ func writeCompressed(w http.ResponseWriter, r *http.Request, status int, texts .
 	if acceptsGzip(r.Header) {
 		w.Header().Set("Content-Encoding", "gzip")
 		z := gzip.NewWriter(w)
-		defer z.Close()
+		defer func() { _ = z.Close() }()
 		network := flush
 		out, flush = z, func() error { return errors.Join(z.Flush(), network()) }
 	}

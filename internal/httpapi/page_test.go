@@ -326,11 +326,11 @@ func TestTableOfManyPoolsMoves(t *testing.T) {
 func TestStreamsAreBounded(t *testing.T) {
 	s := newService(t, nil)
 	server := httptest.NewServer(s.handler)
-	defer server.Close()
+	t.Cleanup(server.Close)
 	streams := make([]*http.Response, httpapi.MaxStreams)
 	for i := range streams {
 		streams[i] = openStream(t, server.URL+"/live?pool="+atticUUID)
-		defer streams[i].Body.Close()
+		t.Cleanup(func() { _ = streams[i].Body.Close() })
 	}
 	if w := s.do("GET", "/live?pool="+atticUUID, "", sent{}); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "close some") {
 		t.Errorf("one stream too many: %d %s", w.Code, w.Body)

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,8 +28,9 @@ import (
 
 // browser is a tab of a real Chromium.
 type browser struct {
-	t   *testing.T
-	ctx context.Context
+	t      *testing.T
+	ctx    context.Context
+	script bool // pages may run scripts
 
 	mu       sync.Mutex
 	requests []string // all that were sent
@@ -44,7 +46,7 @@ func newBrowser(t *testing.T, width, height int64, scheme string, script bool) *
 	t.Cleanup(stop)
 	ctx, closeTab := chromedp.NewContext(allocator)
 	t.Cleanup(closeTab)
-	b := &browser{t: t, ctx: ctx}
+	b := &browser{t: t, ctx: ctx, script: script}
 	err := chromedp.Listen(ctx, func(event any) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -58,12 +60,17 @@ func newBrowser(t *testing.T, width, height int64, scheme string, script bool) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = chromedp.Call(ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: !script})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b.allowScripts(script)
 	b.look(width, height, scheme)
 	return b
+}
+
+// allowScripts has pages run scripts, or none.
+func (b *browser) allowScripts(allow bool) {
+	b.t.Helper()
+	if _, err := chromedp.Call(b.ctx, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: !allow}); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 // look gives the window a size, and whoever looks at it a taste.
@@ -171,6 +178,10 @@ func (b *browser) axe(where string) {
 	if err != nil {
 		b.t.Fatalf("axe-core (make axe installs it): %v", err)
 	}
+	if !b.script { // it waits for itself; the page was loaded without, and stays so
+		b.allowScripts(true)
+		defer b.allowScripts(false)
+	}
 	found := evaluate[string](b, string(source)+`;axe.run(document, { resultTypes: ["violations"] }).then(r => JSON.stringify({
 		passes: r.passes.length, violations: r.violations.map(v => v.id + ": " + v.help + ": " + v.nodes.map(n => n.target + " " + n.failureSummary).join("; ")) }))`)
 	var result struct {
@@ -220,6 +231,46 @@ func TestPageCanBeUsedByEverybody(t *testing.T) {
 				b.check(d)
 			})
 		}
+	}
+}
+
+// Whoever has no mouse gets to everything, in the order in which it stands there, sees
+// where he is, and is not caught anywhere.
+func TestKeyboardLeadsEverywhere(t *testing.T) {
+	d := serveRecorded(t)
+	b := newBrowser(t, 1440, 900, "light", true)
+	b.do(chromedp.Navigate(d.url + "/"))
+	b.says("Live")
+	stops := evaluate[int](b, `{
+		// Of the radio buttons of a group the chosen one is a stop; arrows lead to the others.
+		window.stops = [...document.querySelectorAll("a[href], button, input:not([type=hidden]), select, summary, [tabindex='0']")]
+			.filter(e => e.checkVisibility() && !(e.type === "radio" && !e.checked));
+		window.stops.length
+	}`)
+	if stops < 30 {
+		t.Fatalf("there are %d things to get to", stops)
+	}
+	// The live sections may be replaced meanwhile, and with them what was found: the
+	// order is that of what is there.
+	for i := range stops {
+		b.do(chromedp.KeyEvent("\t"))
+		at := evaluate[string](b, `(() => {
+			const e = document.activeElement, want = window.stops[`+strconv.Itoa(i)+`];
+			const name = e => e.tagName + " " + (e.id || e.getAttribute("href") || e.name || e.getAttribute("aria-label") || e.textContent.trim());
+			if (name(e) !== name(want)) return "it is at " + name(e) + ", want " + name(want);
+			const style = getComputedStyle(e);
+			if (style.outlineStyle === "none" || parseFloat(style.outlineWidth) < 1) return "nobody sees that it is at " + name(e);
+			const box = e.getBoundingClientRect();
+			if (box.bottom < 0 || box.top > innerHeight) return name(e) + " is out of sight";
+			return "";
+		})()`)
+		if at != "" {
+			t.Fatalf("stop %d of %d: %s", i+1, stops, at)
+		}
+	}
+	b.do(chromedp.KeyEvent("\t"))
+	if end := evaluate[string](b, `document.activeElement.tagName`); end != "BODY" {
+		t.Errorf("after the last there is %s", end)
 	}
 }
 
@@ -322,7 +373,12 @@ func TestScrubByClicking(t *testing.T) {
 			for _, disk := range disks {
 				disk.Slow(0, slow)
 			}
-			b := newBrowser(t, 1440, 900, "light", script)
+			// Without JavaScript on a phone at night.
+			width, scheme := int64(1440), "light"
+			if !script {
+				width, scheme = 375, "dark"
+			}
+			b := newBrowser(t, width, 900, scheme, script)
 			reload := func() {
 				if !script {
 					b.do(chromedp.Reload())
@@ -341,9 +397,8 @@ func TestScrubByClicking(t *testing.T) {
 			b.do(chromedp.Navigate(d.url + "/pools/" + pool.UUID))
 			b.click(id + "-do-scrub")
 			b.says("The token, please")
-			if script {
-				b.axe("the form for the token")
-			}
+			b.axe("the form for the token")
+			b.fits("the form for the token")
 			b.do(chromedp.SendKeys(chromedp.CSS("#token"), "not-the-token-at-all"))
 			b.click("form[action='/session'] button")
 			b.says("That is not the token.")
@@ -372,8 +427,9 @@ func TestScrubByClicking(t *testing.T) {
 				if !evaluate[bool](b, `window.same === true && document.querySelector("details").open`) {
 					t.Error("the page was loaded again, or what was open is closed")
 				}
-				b.axe("the page with a scrub")
 			}
+			b.axe("the page with a scrub")
+			b.fits("the page with a scrub")
 
 			b.click(id + "-do-pause")
 			b.says("The scrub is paused.") // before anything is loaded again
