@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -423,6 +424,19 @@ func (s *stack) silencesOf(state string) (comments []string) {
 	return comments
 }
 
+// expireSilences expires those that are active, as a person does.
+func (s *stack) expireSilences() {
+	s.t.Helper()
+	amtool := testprogram.Find(s.t, "amtool", "prometheus-alertmanager")
+	url := "--alertmanager.url=http://" + s.alertmanager.Address
+	ids, err := exec.Command(amtool, url, "silence", "query", "--quiet").Output()
+	must(s.t, err)
+	output, err := exec.Command(amtool, append([]string{url, "silence", "expire"}, strings.Fields(string(ids))...)...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("amtool silence expire: %v\n%s", err, output)
+	}
+}
+
 const silencing = `
 alertmanager:
   silences:
@@ -551,4 +565,79 @@ func TestAlertmanagerThatIsDownLosesAndDoublesNothing(t *testing.T) {
 	if len(s.services.problems) > 0 {
 		t.Errorf("the services were sent what they do not take: %q", s.services.problems)
 	}
+}
+
+// restartDaemon kills the daemon, does something, and starts it again.
+func (s *stack) restartDaemon(between func()) {
+	s.t.Helper()
+	must(s.t, s.serve.cmd.Process.Kill())
+	<-s.serve.exited
+	between()
+	s.startDaemon(s.serve.addrs[0])
+}
+
+// startBalance starts a balance of a pool on slow disks, that runs until it is told
+// to end.
+func startBalance(t *testing.T, pool *btrfstest.Pool, disks []*btrfstest.FaultDisk) (end func()) {
+	t.Helper()
+	must(t, pool.DropCaches())
+	for _, d := range disks {
+		d.Slow(0, mib/4)
+	}
+	done := make(chan error, 1)
+	go func() { done <- pool.Balance() }()
+	end = sync.OnceFunc(func() {
+		for _, d := range disks {
+			d.Fast()
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(end)
+	eventually(t, "the balance runs", func() bool {
+		operation, err := pool.Sysfs("exclusive_operation")
+		return err == nil && operation == "balance"
+	})
+	return end
+}
+
+// TestBalanceThatRanBeforeTheDaemonIsSilent: the kernel does not say when a balance
+// began, so a daemon that finds one running asks the silences which run it is of.
+func TestBalanceThatRanBeforeTheDaemonIsSilent(t *testing.T) {
+	rig, faults := newFaultDir(t)
+	disks := []*btrfstest.FaultDisk{newFaultDisk(t, faults, gib), newFaultDisk(t, faults, gib)}
+	pool := newPool(t, rig, btrfstest.PoolOptions{Disks: []*btrfstest.Disk{disks[0].Disk, disks[1].Disk}, Data: "raid1", Metadata: "raid1", Label: "attic"})
+	must(t, pool.WriteFile("film", 100*mib, newRandom()))
+	must(t, pool.Sync())
+	s := newStack(t, stackOptions{config: silencing})
+
+	var end func()
+	silent := func() bool { return s.serve.metric("btrfs_governor_silences") == "1" }
+	s.restartDaemon(func() { end = startBalance(t, pool, disks) })
+	eventually(t, "there is a silence", silent)
+	first := s.silencesOf("active")
+	if len(first) != 1 || !strings.Contains(first[0], "A balance of the pool") || !strings.Contains(first[0], pool.UUID) || !strings.Contains(first[0], " runs; ") {
+		t.Fatalf("the silences are %q", first)
+	}
+	s.restartDaemon(func() {})
+	eventually(t, "there is a silence after a restart", silent)
+	if now, expired := s.silencesOf("active"), s.silencesOf("expired"); !slices.Equal(now, first) || len(expired) != 0 {
+		t.Errorf("after a restart the silences are %q, and %q before; expired are %q", now, first, expired)
+	}
+	end()
+	eventually(t, "the silence is expired", func() bool { return len(s.silencesOf("active")) == 0 })
+
+	// The next one has its own. A person expires it, and it stays so for that run.
+	s.restartDaemon(func() { end = startBalance(t, pool, disks) })
+	eventually(t, "there is a silence of the next balance", silent)
+	s.expireSilences()
+	for range 2 {
+		s.restartDaemon(func() {})
+		eventually(t, "the daemon sees that a person expired it", func() bool { return strings.Contains(s.serve.logged(), "a silence was expired by hand") })
+		if now := s.silencesOf("active"); len(now) != 0 {
+			t.Errorf("a person expired it, and after a restart there are the silences %q", now)
+		}
+	}
+	end()
 }
