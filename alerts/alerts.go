@@ -74,6 +74,10 @@ type Thresholds struct {
 	SnapshotsLeast                      time.Duration
 	// Cleaning is for how long the space of deleted subvolumes is being given back.
 	Cleaning time.Duration
+
+	// NotificationWait is for how long a receiver takes nothing while something
+	// waits for it.
+	NotificationWait time.Duration
 }
 
 const (
@@ -90,5 +94,6 @@ var Default = Thresholds{
 	Balance: 0.10, DataFull: 0.90, Concentration: 0.90,
 	ScrubWarning: 35 * day, ScrubCritical: 90 * day, ScrubYield: 0.9,
 	SnapshotsWarning: 3, SnapshotsCritical: 7, SnapshotsLeast: 12 * time.Hour,
-	Cleaning: 12 * time.Hour,
+	Cleaning:         12 * time.Hour,
+	NotificationWait: 30 * time.Minute,
 }

@@ -49,18 +49,27 @@ func TestAlertmanagerTakesTheExample(t *testing.T) {
 			t.Errorf("an alert of severity %s goes to %q: %v, and not to %s", severity, got, err, want)
 		}
 	}
-	// What it mutes exists.
-	data, err := os.ReadFile(example)
-	if err != nil {
-		t.Fatal(err)
+	// A receiver that is broken does not tell of itself.
+	for _, name := range []string{"BtrfsGovernorNotificationsStuck", "BtrfsGovernorNotificationsLost"} {
+		output, err := exec.Command(path, "config", "routes", "test", "--config.file="+governor, "alertname="+name, "severity="+warning).Output()
+		if got, want := strings.TrimSpace(string(output)), "actions,mail,phone"; err != nil || got != want {
+			t.Errorf("%s goes to %q: %v, and not to %s", name, got, err, want)
+		}
 	}
+	// What they name exists.
 	known := make(map[string]bool)
 	for _, r := range readRules(t) {
 		known[r.Alert] = true
 	}
-	for _, name := range regexp.MustCompile(`\bBtrfs\w+`).FindAllString(string(data), -1) {
-		if !known[name] {
-			t.Errorf("%s names the alert %s, which there is not", example, name)
+	for _, file := range []string{example, governor} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`\bBtrfs\w+`).FindAllString(string(data), -1) {
+			if !known[name] {
+				t.Errorf("%s names the alert %s, which there is not", file, name)
+			}
 		}
 	}
 }

@@ -63,6 +63,10 @@ func grew(counter, window string) string {
 // scrape.
 const deviceErrors = `(increase(btrfs_device_errors_total[1d]) > 0 or btrfs_device_errors_total > last_over_time(btrfs_device_errors_total[1w] offset 1d))`
 
+// lostNotifications are what nobody was told, by what became of it: with the
+// empty receiver, what was for one that there is not.
+const lostNotifications = `btrfs_governor_notifications_total{result=~"refused|dropped|unknown"}`
+
 // daysToFull divides the room by what of it is used up in a day. That is the
 // greater of two figures, neither of which one odd day can move: the changes
 // from day to day over a week, of which the quartiles and the median are
@@ -372,7 +376,7 @@ func snapshotGroup(t *Thresholds) group {
 	return g
 }
 
-func exporterGroup() group {
+func exporterGroup(t *Thresholds) group {
 	return group{Name: "btrfs-governor", Alerts: []alert{
 		{
 			Name: "BtrfsGovernorDown", Severity: warning, For: "5m",
@@ -414,6 +418,30 @@ and on (job, instance, uuid) btrfs_pool_devices`,
 			Summary:     `btrfs-governor on {{ $labels.instance }} runs with an old configuration`,
 			Description: `The configuration of btrfs-governor on {{ $labels.instance }} could not be read; the last good one is in force.`,
 		},
+		{
+			// What waits is old also where more came than the receiver may be sent in
+			// that time: it still takes some of it.
+			Name: "BtrfsGovernorNotificationsStuck", Severity: warning, For: "5m", Keep: "10m",
+			Expr: fmt.Sprintf(`btrfs_governor_notifications_oldest_queued_seconds > %.0f
+unless on (job, instance, receiver) increase(btrfs_governor_notifications_total{result="sent"}[%.0fm]) > 0`, t.NotificationWait.Seconds(), t.NotificationWait.Minutes()),
+			Summary:     `Receiver {{ $labels.receiver }} of btrfs-governor on {{ $labels.instance }} takes nothing`,
+			Description: fmt.Sprintf(`Receiver {{ $labels.receiver }} of btrfs-governor on {{ $labels.instance }} has taken nothing for more than %.0f minutes.`, t.NotificationWait.Minutes()) + `{{ with printf "btrfs_governor_notifications_queued{instance=%q,receiver=%q}" $labels.instance $labels.receiver | query }} Notifications that wait for it: {{ . | first | value }}.{{ end }} The oldest has waited for {{ $value | humanizeDuration }}. Until it takes them nobody hears through it.`,
+		},
+		{
+			// The counters begin at zero with the process, so what a process of less
+			// than a day has counted is of that day, though no rise was seen. What was
+			// counted while Prometheus was away is more than it was before.
+			Name: "BtrfsGovernorNotificationsLost", Severity: warning, Keep: "1h",
+			Expr: strings.ReplaceAll(`max_over_time(COUNTER[1d])
+and (
+  increase(COUNTER[1d]) > 0
+  or COUNTER > last_over_time(COUNTER[1w] offset 1d)
+  or COUNTER > 0 and on (job, instance) time() - process_start_time_seconds < 86400
+)`, "COUNTER", lostNotifications),
+			Summary: `Notifications {{ with $labels.receiver }}for receiver {{ . }} {{ end }}were lost by btrfs-governor on {{ $labels.instance }}`,
+			Description: `In the last day btrfs-governor on {{ $labels.instance }} lost notifications{{ with $labels.receiver }} for receiver {{ . }}{{ end }}: ` +
+				`{{ if eq $labels.result "refused" }}the service refused them{{ else if eq $labels.result "dropped" }}they waited when the receiver was taken out of the configuration{{ else }}Alertmanager sent them to a receiver that there is not{{ end }}. The count of them reached {{ $value }}. What they said is lost.`,
+		},
 	}}
 }
 
@@ -426,7 +454,7 @@ func groups(t *Thresholds) []group {
 				{"The same for its metadata.", "btrfs:pool_metadata_days_to_full", daysToFull("btrfs_pool_metadata_free_bytes", t.DaysCap)},
 			},
 		},
-		spaceGroup(t), deviceGroup(t), scrubGroup(t), snapshotGroup(t), exporterGroup(),
+		spaceGroup(t), deviceGroup(t), scrubGroup(t), snapshotGroup(t), exporterGroup(t),
 	}
 }
 

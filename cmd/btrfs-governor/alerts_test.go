@@ -4,15 +4,20 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/btrfs-governor/btrfs-governor/alerts"
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
@@ -247,14 +252,14 @@ func (s *stack) everywhere(text string) (ntfy, gotify, discord map[string]any) {
 // TestWhatHappensReachesAPerson has real Prometheus and Alertmanager tell of what
 // happens to a real pool: a block is corrupted and found by a scrub, and a device
 // goes missing. It is heard by a webhook, and through the bridge by ntfy, Gotify
-// and Discord.
+// and Discord. How soon an alert fires Prometheus itself says.
 func TestWhatHappensReachesAPerson(t *testing.T) {
 	rig := btrfstest.New(t)
 	pool := newPool(t, rig, btrfstest.PoolOptions{Sizes: []int64{gib, gib, gib}, Data: "raid1", Metadata: "raid1", Label: "attic"})
 	must(t, pool.WriteFile("film", 8*mib, newRandom()))
 	must(t, pool.WriteFile("lost", mib, newRandom()))
 	must(t, pool.Sync())
-	s := newStack(t, stackOptions{})
+	s := newStack(t, stackOptions{rules: recordMissing(t)})
 	eventually(t, "Prometheus knows the pool as it was before", func() bool {
 		return s.query("count_over_time(btrfs_device_errors_total[1m])>1", pool.UUID)
 	})
@@ -290,15 +295,112 @@ func TestWhatHappensReachesAPerson(t *testing.T) {
 		t.Errorf("Discord got %v", discord)
 	}
 
+	missed := s.missedEvaluations()
 	must(t, pool.Detach(3))
 	must(t, pool.MountDegraded(false))
 	s.hears("BtrfsDeviceMissing critical firing", pool.UUID, "Device 3")
+	s.firedAtOnce(pool.UUID, missed)
 	must(t, pool.Unmount())
 	must(t, pool.Attach(3))
 	must(t, pool.Mount())
 	s.hears("BtrfsDeviceMissing critical resolved", pool.UUID, "attic")
 	if len(s.services.problems) > 0 {
 		t.Errorf("the services were sent what they do not take: %q", s.services.problems)
+	}
+}
+
+// recordMissing has the group of the alert record in each evaluation which device
+// it sees missing.
+func recordMissing(t *testing.T) func(string) string {
+	const before = "      - alert: BtrfsDeviceMissing\n"
+	return func(text string) string {
+		if strings.Count(text, before) != 1 {
+			t.Fatalf("the rules do not have %q once", before)
+		}
+		return strings.Replace(text, before, "      - record: seen:device_missing\n        expr: btrfs_device_missing == 1\n"+before, 1)
+	}
+}
+
+// point is a sample of Prometheus, with its own timestamp.
+type point struct {
+	at    time.Time
+	value string
+}
+
+// points returns the samples of one series, the oldest first. An instant query for
+// a range has them as they were stored (prometheus.io/docs/prometheus/latest/querying/api).
+func (s *stack) points(selector string) (points []point) {
+	s.t.Helper()
+	_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.prometheus.Address+"/api/v1/query?query="+url.QueryEscape(selector+"[1h]"))
+	must(s.t, err)
+	var answer struct {
+		Data struct {
+			Result []struct {
+				Values [][2]any `json:"values"`
+			} `json:"result"`
+		} `json:"data"`
+	}
+	if err := json.Unmarshal([]byte(body), &answer); err != nil || len(answer.Data.Result) > 1 {
+		s.t.Fatalf("%s: %d series, where one is wanted: %v\n%s", selector, len(answer.Data.Result), err, body)
+	}
+	for _, r := range answer.Data.Result {
+		for _, v := range r.Values {
+			seconds, _ := v[0].(float64)
+			value, _ := v[1].(string)
+			points = append(points, point{time.UnixMilli(int64(math.Round(seconds * 1000))), value})
+		}
+	}
+	return points
+}
+
+// missedEvaluations returns how many evaluations of the alerts about devices
+// Prometheus says it had no time for.
+func (s *stack) missedEvaluations() int {
+	s.t.Helper()
+	_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.prometheus.Address+"/metrics")
+	must(s.t, err)
+	found := regexp.MustCompile(`(?m)^prometheus_rule_group_iterations_missed_total\{rule_group="[^"]*;btrfs-devices"\} (\d+)$`).FindStringSubmatch(body)
+	if found == nil {
+		s.t.Fatalf("Prometheus does not say how many evaluations it missed:\n%s", grepLines(body, "iterations"))
+	}
+	missed, err := strconv.Atoi(found[1])
+	must(s.t, err)
+	return missed
+}
+
+// firedAtOnce holds BtrfsDeviceMissing to what it promises: it fires in the first
+// evaluation after the scrape that saw the device missing. All times are of
+// Prometheus, so that a machine that is slow to start, send or look changes none.
+// missedBefore are the evaluations that had been missed before it was.
+func (s *stack) firedAtOnce(uuid string, missedBefore int) {
+	s.t.Helper()
+	const interval = time.Second // of scrapes and of evaluations, see newStack
+	var missing []point
+	eventually(s.t, "the device is missing in two scrapes", func() bool {
+		missing = slices.DeleteFunc(s.points(`btrfs_device_missing{devid="3",uuid="`+uuid+`"}`), func(p point) bool { return p.value != "1" })
+		return len(missing) > 1
+	})
+	seen := s.points(`seen:device_missing{devid="3",uuid="` + uuid + `"}`)
+	firing := s.points(`ALERTS{alertname="BtrfsDeviceMissing",alertstate="firing",devid="3",uuid="` + uuid + `"}`)
+	if len(seen) == 0 || len(firing) == 0 {
+		s.t.Fatalf("the device was seen missing in %d evaluations and the alert fired in %d", len(seen), len(firing))
+	}
+	scrape, fired, missed := missing[0].at, firing[0].at, s.missedEvaluations()-missedBefore
+	var took string
+	for _, p := range s.points(`scrape_duration_seconds{job="btrfs"}`) {
+		if p.at.Equal(scrape) {
+			took = p.value
+		}
+	}
+	s.t.Logf("the scrape that saw the device missing took %s s; the alert fired %s after that began, the first evaluation to see it was at %s; an evaluation every %s, %d missed",
+		took, fired.Sub(scrape), seen[0].at.Sub(scrape), interval, missed)
+	if fired.Before(scrape) || fired.After(seen[0].at) {
+		s.t.Errorf("the device was missing in the scrape of %s, the first evaluation that saw it was at %s, and the alert fired at %s", scrape, seen[0].at, fired)
+	}
+	// What a scrape brings is there before the next begins, and an evaluation after
+	// that has it.
+	if latest := missing[1].at.Add(time.Duration(1+missed) * interval); fired.After(latest) {
+		s.t.Errorf("the alert fired at %s, with %d evaluations missed after the scrape; it should have by %s", fired, missed, latest)
 	}
 }
 
@@ -320,6 +422,19 @@ func (s *stack) silencesOf(state string) (comments []string) {
 		}
 	}
 	return comments
+}
+
+// expireSilences expires those that are active, as a person does.
+func (s *stack) expireSilences() {
+	s.t.Helper()
+	amtool := testprogram.Find(s.t, "amtool", "prometheus-alertmanager")
+	url := "--alertmanager.url=http://" + s.alertmanager.Address
+	ids, err := exec.Command(amtool, url, "silence", "query", "--quiet").Output()
+	must(s.t, err)
+	output, err := exec.Command(amtool, append([]string{url, "silence", "expire"}, strings.Fields(string(ids))...)...).CombinedOutput()
+	if err != nil {
+		s.t.Fatalf("amtool silence expire: %v\n%s", err, output)
+	}
 }
 
 const silencing = `
@@ -450,4 +565,79 @@ func TestAlertmanagerThatIsDownLosesAndDoublesNothing(t *testing.T) {
 	if len(s.services.problems) > 0 {
 		t.Errorf("the services were sent what they do not take: %q", s.services.problems)
 	}
+}
+
+// restartDaemon kills the daemon, does something, and starts it again.
+func (s *stack) restartDaemon(between func()) {
+	s.t.Helper()
+	must(s.t, s.serve.cmd.Process.Kill())
+	<-s.serve.exited
+	between()
+	s.startDaemon(s.serve.addrs[0])
+}
+
+// startBalance starts a balance of a pool on slow disks, that runs until it is told
+// to end.
+func startBalance(t *testing.T, pool *btrfstest.Pool, disks []*btrfstest.FaultDisk) (end func()) {
+	t.Helper()
+	must(t, pool.DropCaches())
+	for _, d := range disks {
+		d.Slow(0, mib/4)
+	}
+	done := make(chan error, 1)
+	go func() { done <- pool.Balance() }()
+	end = sync.OnceFunc(func() {
+		for _, d := range disks {
+			d.Fast()
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(end)
+	eventually(t, "the balance runs", func() bool {
+		operation, err := pool.Sysfs("exclusive_operation")
+		return err == nil && operation == "balance"
+	})
+	return end
+}
+
+// TestBalanceThatRanBeforeTheDaemonIsSilent: the kernel does not say when a balance
+// began, so a daemon that finds one running asks the silences which run it is of.
+func TestBalanceThatRanBeforeTheDaemonIsSilent(t *testing.T) {
+	rig, faults := newFaultDir(t)
+	disks := []*btrfstest.FaultDisk{newFaultDisk(t, faults, gib), newFaultDisk(t, faults, gib)}
+	pool := newPool(t, rig, btrfstest.PoolOptions{Disks: []*btrfstest.Disk{disks[0].Disk, disks[1].Disk}, Data: "raid1", Metadata: "raid1", Label: "attic"})
+	must(t, pool.WriteFile("film", 100*mib, newRandom()))
+	must(t, pool.Sync())
+	s := newStack(t, stackOptions{config: silencing})
+
+	var end func()
+	silent := func() bool { return s.serve.metric("btrfs_governor_silences") == "1" }
+	s.restartDaemon(func() { end = startBalance(t, pool, disks) })
+	eventually(t, "there is a silence", silent)
+	first := s.silencesOf("active")
+	if len(first) != 1 || !strings.Contains(first[0], "A balance of the pool") || !strings.Contains(first[0], pool.UUID) || !strings.Contains(first[0], " runs; ") {
+		t.Fatalf("the silences are %q", first)
+	}
+	s.restartDaemon(func() {})
+	eventually(t, "there is a silence after a restart", silent)
+	if now, expired := s.silencesOf("active"), s.silencesOf("expired"); !slices.Equal(now, first) || len(expired) != 0 {
+		t.Errorf("after a restart the silences are %q, and %q before; expired are %q", now, first, expired)
+	}
+	end()
+	eventually(t, "the silence is expired", func() bool { return len(s.silencesOf("active")) == 0 })
+
+	// The next one has its own. A person expires it, and it stays so for that run.
+	s.restartDaemon(func() { end = startBalance(t, pool, disks) })
+	eventually(t, "there is a silence of the next balance", silent)
+	s.expireSilences()
+	for range 2 {
+		s.restartDaemon(func() {})
+		eventually(t, "the daemon sees that a person expired it", func() bool { return strings.Contains(s.serve.logged(), "a silence was expired by hand") })
+		if now := s.silencesOf("active"); len(now) != 0 {
+			t.Errorf("a person expired it, and after a restart there are the silences %q", now)
+		}
+	}
+	end()
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
@@ -12,6 +14,7 @@ import (
 // one goroutine.
 type workWatch struct {
 	client *btrfs.Client
+	sys    string // the mount point of sysfs
 	scrubs *scrub.Runner
 	now    func() time.Time
 	// seen is what the last look found of operations that do not say when they
@@ -24,8 +27,8 @@ type workKey struct {
 	operation string
 }
 
-func newWorkWatch(client *btrfs.Client, scrubs *scrub.Runner, now func() time.Time) *workWatch {
-	return &workWatch{client: client, scrubs: scrubs, now: now, seen: make(map[workKey]sighting)}
+func newWorkWatch(client *btrfs.Client, sys string, scrubs *scrub.Runner, now func() time.Time) *workWatch {
+	return &workWatch{client: client, sys: sys, scrubs: scrubs, now: now, seen: make(map[workKey]sighting)}
 }
 
 // sighting is since when an operation has been seen to run; zero of one that was
@@ -37,16 +40,14 @@ type sighting struct {
 
 // work returns what runs now: scrubs, those of others too, and balances. What
 // waits or is paused leaves the disks alone. What cannot be read is as it was.
+//
+// No disk that hangs holds it up, and with it the silences of all pools and the stop
+// of the daemon. The runner tells what it knows, and for the rest there is sysfs, where
+// neither the operation nor the label waits for a lock of the filesystem
+// (btrfs_exclusive_operation_show and btrfs_label_show in fs/btrfs/sysfs.c).
 func (w *workWatch) work() []alertmanager.Work {
-	mounts, _ := w.client.Mounts() // what was found is good
 	var all []alertmanager.Work
-	done := make(map[btrfs.UUID]bool)
-	for i := range mounts {
-		pool := mounts[i].UUID
-		if pool.IsZero() || done[pool] {
-			continue
-		}
-		done[pool] = true
+	for _, pool := range w.pools() {
 		scrubs, balances := workKey{pool, "scrub"}, workKey{pool, "balance"}
 		if s, err := w.scrubs.Status(pool); err == nil && (s.State == scrub.Running || s.State == scrub.Yielding) {
 			all = append(all, w.runs(scrubs, s.Started))
@@ -63,6 +64,20 @@ func (w *workWatch) work() []alertmanager.Work {
 		}
 	}
 	return all
+}
+
+// pools returns the filesystems that are mounted. The mount table says more than is
+// wanted here, and can hang with a disk: to name a subvolume the kernel searches the
+// trees of its filesystem (btrfs_show_options in fs/btrfs/super.c).
+func (w *workWatch) pools() []btrfs.UUID {
+	entries, _ := os.ReadDir(filepath.Join(w.sys, "fs", "btrfs")) // what was found is good
+	var pools []btrfs.UUID
+	for _, e := range entries {
+		if uuid, err := btrfs.ParseUUID(e.Name()); err == nil { // else features, debug
+			pools = append(pools, uuid)
+		}
+	}
+	return pools
 }
 
 // runs returns the work that an operation is which runs; since may be zero.
