@@ -6,10 +6,12 @@ import (
 	"time"
 
 	"github.com/go-kit/log"
+	promconfig "github.com/prometheus/common/config"
 
 	"github.com/btrfs-governor/btrfs-governor/collector"
 	"github.com/btrfs-governor/btrfs-governor/internal/history"
 	"github.com/btrfs-governor/btrfs-governor/internal/httpapi"
+	"github.com/btrfs-governor/btrfs-governor/internal/httpclient"
 )
 
 // checkPrometheusURL returns what --prometheus.url says; nil where it says nothing.
@@ -36,7 +38,13 @@ func newHistory(logger log.Logger, store *history.Store, exporter *collector.Exp
 		tasks = append(tasks, history.NewSampler(logger, store, exporter, time.Now))
 	}
 	if prometheus != nil {
-		remote, err := history.NewPrometheus(logger, prometheus, past, time.Now)
+		client, err := httpclient.New(promconfig.DefaultHTTPClientConfig, "prometheus", programName)
+		if err != nil {
+			return nil, nil, err
+		}
+		remote, err := history.NewPrometheus(history.PrometheusConfig{
+			Logger: logger, URL: prometheus, Client: client, Pools: exporter, Local: past, Now: time.Now,
+		})
 		if err != nil {
 			return nil, nil, err
 		}
