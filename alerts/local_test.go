@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/go-kit/log"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/collector"
 	local "github.com/btrfs-governor/btrfs-governor/internal/history"
 )
 
@@ -162,6 +164,13 @@ func TestLocalForecastIsThatOfTheRules(t *testing.T) {
 
 func uuidOf(i int) string { return btrfs.UUID{byte(i + 1)}.String() }
 
+// onePool is the only pool of a machine.
+type onePool btrfs.UUID
+
+func (p onePool) Pools() ([]collector.PoolReading, error) {
+	return []collector.PoolReading{{UUID: btrfs.UUID(p)}}, nil
+}
+
 // fromPrometheus holds what the daemon has from a Prometheus against its own.
 func fromPrometheus(t *testing.T, p *prometheus, samples [][]local.Sample) {
 	address, err := url.Parse("http://" + p.address)
@@ -170,11 +179,14 @@ func fromPrometheus(t *testing.T, p *prometheus, samples [][]local.Sample) {
 	}
 	for i, own := range samples {
 		now := own[len(own)-1].Time
-		source, err := local.NewPrometheus(log.NewNopLogger(), address, nil, func() time.Time { return now })
+		uuid := btrfs.UUID{byte(i + 1)}
+		source, err := local.NewPrometheus(local.PrometheusConfig{
+			Logger: log.NewNopLogger(), URL: address, Client: &http.Client{Transport: http.DefaultTransport},
+			Pools: onePool(uuid), Now: func() time.Time { return now },
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		uuid := btrfs.UUID{byte(i + 1)}
 		want, wantOK := local.Predict(own)
 		got, ok := fetched(t, source, func() (local.Forecast, bool) { return source.Forecast(uuid) })
 		if ok != wantOK || math.Abs(got.DaysToFull.Value-want.DaysToFull.Value) > 1e-9*want.DaysToFull.Value ||

@@ -49,6 +49,7 @@ type serveCommand struct {
 	maxRequests     requestLimit
 	apiSocket       string
 	prometheusURL   string
+	prometheusHTTP  string
 	logLevel        string
 	logFormat       string
 }
@@ -87,6 +88,8 @@ func newServeCommand(app *kingpin.Application) *serveCommand {
 		Default(defaultSocket).StringVar(&c.apiSocket)
 	cmd.Flag("prometheus.url", "URL of the Prometheus that has the history of the pools; empty: only what is kept in the state directory.").
 		StringVar(&c.prometheusURL)
+	cmd.Flag("prometheus.http-config", "File with the http_config for --prometheus.url: certificates, passwords, a proxy; read at the start.").
+		StringVar(&c.prometheusHTTP)
 
 	cmd.Flag("log.level", "Least level of the messages to log: "+strings.Join(logging.Levels(), ", ")+".").
 		Default("info").HintOptions(logging.Levels()...).StringVar(&c.logLevel)
@@ -113,7 +116,7 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 	if err := web.Validate(*c.web.WebConfigFile); err != nil {
 		return fmt.Errorf("--web.config.file=%s: %s", *c.web.WebConfigFile, oneLine(err))
 	}
-	prometheusURL, err := c.checkPrometheusURL()
+	prometheusServer, err := c.prometheusServer()
 	if err != nil {
 		return err
 	}
@@ -188,7 +191,7 @@ func (c *serveCommand) run(ctx context.Context, stdout, stderr io.Writer) error 
 		process = append(process, control.scrubs, control.snapshots, control.actions, control.silencer, control.notifications)
 	}
 	settings.Process = process
-	past, pastTasks, err := newHistory(logs.Logger, control.history, exporter, prometheusURL)
+	past, pastTasks, err := newHistory(logs.Logger, control.history, exporter, prometheusServer)
 	if err != nil {
 		return err
 	}

@@ -146,20 +146,29 @@ func validatePools(list string, names []string) *keyError {
 // Load reads a configuration file. With optional a file that does not exist
 // is an empty one.
 func Load(path string, optional bool) (*Config, error) {
+	data, err := readFile(path)
+	if optional && errors.Is(err, fs.ErrNotExist) {
+		return Default(), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	return Parse(path, data)
+}
+
+// readFile reads a file of which the size is bounded.
+func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		if optional && errors.Is(err, fs.ErrNotExist) {
-			return Default(), nil
-		}
-		return nil, fmt.Errorf("read the configuration: %w", err)
+		return nil, err
 	}
 	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxSize+1))
 	if err != nil {
-		return nil, fmt.Errorf("read the configuration: %w", err)
+		return nil, err
 	}
 	if len(data) > maxSize {
-		return nil, fmt.Errorf("read the configuration: %s is larger than %d bytes", path, maxSize)
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxSize)
 	}
-	return Parse(path, data)
+	return data, nil
 }

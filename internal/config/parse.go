@@ -49,28 +49,39 @@ func parse(file string, data []byte) (*Config, map[string]int, error) {
 	cfg := Default()
 	d := decoder{file: file, lines: make(map[string]int)}
 
-	documents := yaml.NewDecoder(bytes.NewReader(data))
-	var first, second yaml.Node
-	switch err := documents.Decode(&first); {
-	case errors.Is(err, io.EOF):
+	first, err := d.document(data)
+	if err != nil {
+		return nil, nil, err
+	}
+	if first == nil {
 		return cfg, d.lines, nil
-	case err != nil:
-		return nil, nil, d.syntaxError(err)
 	}
-	switch err := documents.Decode(&second); {
-	case err == nil:
-		return nil, nil, d.errorf(&second, "a second YAML document begins here; the configuration is a single one")
-	case !errors.Is(err, io.EOF):
-		return nil, nil, d.syntaxError(err)
-	}
-
-	if err := d.decode(first.Content[0], reflect.ValueOf(cfg).Elem(), ""); err != nil {
+	if err := d.decode(first, reflect.ValueOf(cfg).Elem(), ""); err != nil {
 		return nil, nil, err
 	}
 	if bad := cfg.validate(); bad != nil {
 		return nil, nil, &Error{file, d.line(bad.key), bad.key + " " + bad.problem}
 	}
 	return cfg, d.lines, nil
+}
+
+// document returns the only document of a file; nil where there is none.
+func (d *decoder) document(data []byte) (*yaml.Node, error) {
+	documents := yaml.NewDecoder(bytes.NewReader(data))
+	var first, second yaml.Node
+	switch err := documents.Decode(&first); {
+	case errors.Is(err, io.EOF):
+		return nil, nil //nolint:nilnil // an empty file is a good one
+	case err != nil:
+		return nil, d.syntaxError(err)
+	}
+	switch err := documents.Decode(&second); {
+	case err == nil:
+		return nil, d.errorf(&second, "a second YAML document begins here; the configuration is a single one")
+	case !errors.Is(err, io.EOF):
+		return nil, d.syntaxError(err)
+	}
+	return first.Content[0], nil
 }
 
 // decoder stores YAML nodes in Go values by the values' types. The decoder of

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -16,7 +17,6 @@ import (
 	"github.com/go-kit/log/level"
 	promapi "github.com/prometheus/client_golang/api"
 	promv1 "github.com/prometheus/client_golang/api/prometheus/v1"
-	promconfig "github.com/prometheus/common/config"
 	"github.com/prometheus/common/model"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
@@ -28,7 +28,7 @@ const (
 	answerLife     = 5 * time.Minute // for which an answer is given that could not be had anew
 	forgetAfter    = time.Hour       // what nobody asks for any more
 	requestTimeout = 5 * time.Second
-	maxQuestions   = 1024
+	maxQuestions   = 32 // of each pool
 	maxResponse    = 8 << 20
 )
 
@@ -38,13 +38,37 @@ type Local interface {
 	Forecast(pool btrfs.UUID) (Forecast, bool)
 }
 
+// spanDays are for how many days Prometheus is asked: for those that have what
+// somebody wants to see, of which the rest is left out. There are few of them, and so
+// few questions, whatever anybody asks for. 90 are those of the status page.
+var spanDays = [...]int{1, 2, 4, 7, 14, 30, 60, 90, 180, 400}
+
+// spanMore is what is asked for beyond whole days: the clock may have been put
+// forward meanwhile, or be looked at twice.
+const spanMore = 2 * time.Hour
+
+// PrometheusConfig is what NewPrometheus needs.
+type PrometheusConfig struct {
+	Logger log.Logger
+	// URL is that of a Prometheus, see CheckURL.
+	URL *url.URL
+	// Client makes the requests. It follows no redirect, see httpclient.New.
+	Client *http.Client
+	// Pools are those of this machine. Of others nothing is asked.
+	Pools Pools
+	// Local is nil where nothing else is known.
+	Local Local
+	Now   func() time.Time
+}
+
 // Prometheus has the history of pools from a Prometheus. It answers at once with
-// what was fetched last, and Run fetches what was asked for. Where there is no late
-// answer, Local gives one.
+// what was fetched last, and Run fetches what was asked for: one request at a time,
+// and the same one not twice. Where there is no late answer, Local gives one.
 type Prometheus struct {
 	logger  log.Logger
 	api     promv1.API
-	address string // without a secret
+	address string
+	found   Pools
 	local   Local
 	now     func() time.Time
 	wake    chan struct{}
@@ -53,13 +77,18 @@ type Prometheus struct {
 	failing bool
 	notYet  time.Time // when it may be asked again after a failure
 
-	mu      sync.Mutex
+	mu    sync.Mutex
+	pools map[btrfs.UUID]*remotePool
+}
+
+// remotePool is what is remembered of a pool that was asked for.
+type remotePool struct {
+	here    bool // it is one of this machine
 	answers map[question]*answer
 }
 
 // question is one for samples, or with a span of 0 one for a forecast.
 type question struct {
-	pool btrfs.UUID
 	span time.Duration
 	most int
 }
@@ -75,29 +104,26 @@ type answer struct {
 // given: there may be a password in it.
 func CheckURL(address string) (*url.URL, error) {
 	u, err := url.Parse(address)
+	if err == nil && u.User != nil {
+		return nil, errors.New("it must have no user and no password, for whoever may list processes sees them: put them under basic_auth into a file that --prometheus.http-config names")
+	}
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
 		return nil, errors.New("it is no URL such as http://127.0.0.1:9090")
 	}
 	return u, nil
 }
 
-// NewPrometheus returns the history that the Prometheus at a URL has. local is nil
-// where nothing else is known.
-func NewPrometheus(logger log.Logger, address *url.URL, local Local, now func() time.Time) (*Prometheus, error) {
-	client, err := promconfig.NewClientFromConfig(promconfig.DefaultHTTPClientConfig, "prometheus", promconfig.WithUserAgent("btrfs-governor"))
-	if err != nil {
-		return nil, fmt.Errorf("make a client of Prometheus: %w", err)
-	}
+// NewPrometheus returns the history that a Prometheus has.
+func NewPrometheus(cfg PrometheusConfig) (*Prometheus, error) {
+	client := *cfg.Client
 	client.Transport = boundedTransport{client.Transport}
-	c, err := promapi.NewClient(promapi.Config{Address: address.String(), Client: client})
+	c, err := promapi.NewClient(promapi.Config{Address: cfg.URL.String(), Client: &client})
 	if err != nil {
 		return nil, fmt.Errorf("make a client of Prometheus: %w", err)
 	}
-	shown := *address
-	shown.User = nil
 	return &Prometheus{
-		logger: logger, api: promv1.NewAPI(c), address: shown.String(), local: local, now: now,
-		wake: make(chan struct{}, 1), answers: make(map[question]*answer),
+		logger: cfg.Logger, api: promv1.NewAPI(c), address: cfg.URL.String(), found: cfg.Pools, local: cfg.Local, now: cfg.Now,
+		wake: make(chan struct{}, 1), pools: make(map[btrfs.UUID]*remotePool),
 	}, nil
 }
 
@@ -123,11 +149,12 @@ func (t boundedTransport) CloseIdleConnections() {
 
 // Samples is that of Store.
 func (p *Prometheus) Samples(pool btrfs.UUID, since time.Time, most int) []Sample {
-	// The same question is asked again a moment later.
-	span := max(p.now().Sub(since).Round(time.Minute), time.Minute)
 	if most > 0 {
-		if a, ok := p.ask(question{pool, min(span, Span), most}); ok && len(a.samples) > 0 {
-			return slices.Clone(a.samples)
+		if a, ok := p.ask(pool, question{spanOf(p.now().Sub(since)), most}); ok {
+			first, _ := slices.BinarySearchFunc(a.samples, since, func(s Sample, t time.Time) int { return s.Time.Compare(t) })
+			if first < len(a.samples) {
+				return slices.Clone(a.samples[first:])
+			}
 		}
 	}
 	if p.local == nil {
@@ -136,9 +163,20 @@ func (p *Prometheus) Samples(pool btrfs.UUID, since time.Time, most int) []Sampl
 	return p.local.Samples(pool, since, most)
 }
 
+// spanOf returns for how long Prometheus is asked where somebody wants to see so
+// long.
+func spanOf(wanted time.Duration) time.Duration {
+	for _, days := range spanDays {
+		if span := time.Duration(days)*24*time.Hour + spanMore; span >= wanted {
+			return span
+		}
+	}
+	return Span
+}
+
 // Forecast is that of Store.
 func (p *Prometheus) Forecast(pool btrfs.UUID) (Forecast, bool) {
-	if a, ok := p.ask(question{pool: pool}); ok && a.ok && isFresh(a.forecast.Time, p.now()) {
+	if a, ok := p.ask(pool, question{}); ok && a.ok && isFresh(a.forecast.Time, p.now()) {
 		return a.forecast, true
 	}
 	if p.local == nil {
@@ -148,16 +186,25 @@ func (p *Prometheus) Forecast(pool btrfs.UUID) (Forecast, bool) {
 }
 
 // ask returns the last answer, if it is not too old, and has a newer one fetched.
-func (p *Prometheus) ask(q question) (answer, bool) {
+func (p *Prometheus) ask(pool btrfs.UUID, q question) (answer, bool) {
 	now := p.now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	a := p.answers[q]
-	if a == nil {
-		a = &answer{}
-		if len(p.answers) < maxQuestions { // else when others were forgotten
-			p.answers[q] = a
+	known := p.pools[pool]
+	if known == nil {
+		if len(p.pools) >= maxPools {
+			return answer{}, false // until others were forgotten
 		}
+		known = &remotePool{answers: make(map[question]*answer)}
+		p.pools[pool] = known
+	}
+	a := known.answers[q]
+	if a == nil {
+		if len(known.answers) >= maxQuestions {
+			return answer{}, false
+		}
+		a = &answer{}
+		known.answers[q] = a
 	}
 	a.asked = now
 	if now.Sub(a.fetched) >= refreshEach {
@@ -176,9 +223,42 @@ func (p *Prometheus) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-p.wake:
+			p.forgetOthers()
 			p.fetchAll(ctx)
 		}
 	}
+}
+
+// forgetOthers forgets the pools that are none of this machine. It waits for those
+// that are, but nobody waits for it.
+func (p *Prometheus) forgetOthers() {
+	unknown := false
+	p.mu.Lock()
+	for _, known := range p.pools {
+		unknown = unknown || !known.here
+	}
+	p.mu.Unlock()
+	if !unknown {
+		return
+	}
+	readings, err := p.found.Pools()
+	if err != nil {
+		level.Debug(p.logger).Log("msg", "Not all pools could be found to ask Prometheus for", "err", err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i := range readings {
+		if known := p.pools[readings[i].UUID]; known != nil {
+			known.here = true
+		}
+	}
+	maps.DeleteFunc(p.pools, func(_ btrfs.UUID, known *remotePool) bool { return !known.here })
+}
+
+// due is a question to ask.
+type due struct {
+	pool btrfs.UUID
+	question
 }
 
 // fetchAll fetches what was asked for since it was fetched last, and forgets what
@@ -188,19 +268,8 @@ func (p *Prometheus) fetchAll(ctx context.Context) {
 	if now.Before(p.notYet) {
 		return
 	}
-	var due []question
-	p.mu.Lock()
-	for q, a := range p.answers {
-		switch {
-		case now.Sub(a.asked) >= forgetAfter:
-			delete(p.answers, q)
-		case now.Sub(a.fetched) >= refreshEach && a.asked.After(a.fetched):
-			due = append(due, q)
-		}
-	}
-	p.mu.Unlock()
-	for _, q := range due {
-		a, err := p.fetch(ctx, q)
+	for _, d := range p.due(now) {
+		a, err := p.fetch(ctx, d)
 		if ctx.Err() != nil {
 			return
 		}
@@ -216,13 +285,40 @@ func (p *Prometheus) fetchAll(ctx context.Context) {
 			level.Info(p.logger).Log("msg", "Prometheus answers again", "url", p.address)
 		}
 		p.failing = false
-		p.mu.Lock()
-		if known := p.answers[q]; known != nil {
-			a.asked, a.fetched = known.asked, p.now()
-			*known = a
-		}
-		p.mu.Unlock()
+		p.keep(d, a)
 	}
+}
+
+// due returns what to fetch, and forgets what nobody asks for.
+func (p *Prometheus) due(now time.Time) (all []due) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pool, known := range p.pools {
+		for q, a := range known.answers {
+			switch {
+			case now.Sub(a.asked) >= forgetAfter:
+				delete(known.answers, q)
+			case known.here && now.Sub(a.fetched) >= refreshEach && a.asked.After(a.fetched):
+				all = append(all, due{pool, q})
+			}
+		}
+		if len(known.answers) == 0 {
+			delete(p.pools, pool)
+		}
+	}
+	return all
+}
+
+// keep remembers an answer.
+func (p *Prometheus) keep(d due, a answer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	known := p.pools[d.pool]
+	if known == nil || known.answers[d.question] == nil {
+		return
+	}
+	a.asked, a.fetched = known.answers[d.question].asked, p.now()
+	known.answers[d.question] = &a
 }
 
 // withoutURL leaves the URL out of an error: its user and its query are for nobody.
@@ -233,7 +329,7 @@ func withoutURL(err error) error {
 	return err
 }
 
-func (p *Prometheus) fetch(ctx context.Context, q question) (a answer, err error) {
+func (p *Prometheus) fetch(ctx context.Context, q due) (a answer, err error) {
 	if q.span > 0 {
 		width := Step * max(1, (q.span+Step*time.Duration(q.most)-1)/(Step*time.Duration(q.most)))
 		a.samples, err = p.samples(ctx, q.pool, q.span, width)

@@ -3,6 +3,7 @@ package history_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -13,9 +14,12 @@ import (
 	"time"
 
 	"github.com/go-kit/log"
+	promconfig "github.com/prometheus/common/config"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
+	"github.com/btrfs-governor/btrfs-governor/collector"
 	"github.com/btrfs-governor/btrfs-governor/internal/history"
+	"github.com/btrfs-governor/btrfs-governor/internal/httpclient"
 )
 
 // safeBuffer may be written to and read at the same time.
@@ -52,6 +56,7 @@ type remote struct {
 	t      *testing.T
 	server *httptest.Server
 	source *history.Prometheus
+	here   pools
 	log    safeBuffer
 	clock  atomic.Int64 // seconds after begin
 	asked  atomic.Int64
@@ -70,11 +75,21 @@ func newRemote(t *testing.T, local history.Local, answer http.HandlerFunc) *remo
 		answer(w, req)
 	}))
 	t.Cleanup(r.server.Close)
-	address, err := history.CheckURL(strings.Replace(r.server.URL, "http://", "http://reader:hunter2@", 1) + "/prefix/")
+	address, err := history.CheckURL(r.server.URL + "/prefix/")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.source, err = history.NewPrometheus(log.NewLogfmtLogger(&r.log), address, local, r.now)
+	settings := promconfig.DefaultHTTPClientConfig
+	settings.BasicAuth = &promconfig.BasicAuth{Username: "reader", Password: "hunter2"}
+	client, err := httpclient.New(settings, "prometheus", "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.CloseIdleConnections)
+	r.here.set(whole(pool))
+	r.source, err = history.NewPrometheus(history.PrometheusConfig{
+		Logger: log.NewLogfmtLogger(&r.log), URL: address, Client: client, Pools: &r.here, Local: local, Now: r.now,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,11 +228,11 @@ func TestPrometheusThatHangsHoldsNobodyUp(t *testing.T) {
 	r := newRemote(t, nil, func(http.ResponseWriter, *http.Request) { <-hang })
 	t.Cleanup(func() { close(hang) }) // before the server is closed
 	start := time.Now()
-	for i := range 3000 { // more than it remembers
-		if _, ok := r.source.Forecast(btrfs.UUID{byte(i), byte(i >> 8)}); ok {
+	for i := range 3000 {
+		if _, ok := r.source.Forecast(pool); ok {
 			t.Error("there is a forecast")
 		}
-		if s := r.source.Samples(btrfs.UUID{byte(i), byte(i >> 8)}, begin.Add(-day), 10); s != nil {
+		if s := r.source.Samples(pool, begin.Add(-time.Duration(i)*day), i); s != nil {
 			t.Errorf("there are samples: %v", s)
 		}
 	}
@@ -225,6 +240,100 @@ func TestPrometheusThatHangsHoldsNobodyUp(t *testing.T) {
 		t.Errorf("it took %s", took)
 	}
 	r.eventually("it is asked", func() bool { return r.asked.Load() > 0 })
+}
+
+// Whatever is asked for, Prometheus is asked few questions, each of them once, and
+// only of pools of this machine.
+func TestQuestionsAreBounded(t *testing.T) {
+	var (
+		mu      sync.Mutex
+		ranges  = make(map[string]int)
+		strange []string
+	)
+	r := newRemote(t, nil, func(w http.ResponseWriter, req *http.Request) {
+		query := req.FormValue("query")
+		mu.Lock()
+		if strings.HasSuffix(req.URL.Path, "/query_range") {
+			ranges[query+" from "+req.FormValue("start")+" by "+req.FormValue("step")]++
+		}
+		if !strings.Contains(query, pool.String()) {
+			strange = append(strange, query)
+		}
+		mu.Unlock()
+		recorded(w, req)
+	})
+	var wg sync.WaitGroup
+	for range 20 { // at the same time
+		wg.Go(func() {
+			for days := 1; days <= 400; days++ {
+				r.source.Samples(pool, r.now().Add(-time.Duration(days)*day), 400)
+				r.source.Forecast(pool)
+				r.source.Forecast(btrfs.UUID{byte(days), byte(days >> 8), 9})
+			}
+		})
+	}
+	wg.Wait()
+	r.eventually("all that is asked for is there", func() bool {
+		for _, days := range []int{1, 2, 3, 5, 10, 30, 60, 90, 100, 365, 400} {
+			if len(r.source.Samples(pool, r.now().Add(-time.Duration(days)*day), 400)) != 1 {
+				return false
+			}
+		}
+		_, ok := r.source.Forecast(pool)
+		return ok
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	if len(ranges) > 11 { // ten spans, and the one of the forecast
+		t.Errorf("there are %d questions: %v", len(ranges), ranges)
+	}
+	for question, n := range ranges {
+		if n > 1 {
+			t.Errorf("it is asked %d times: %s", n, question)
+		}
+	}
+	// With each there is a query of now, and one of the rules.
+	if n := r.asked.Load(); n > 23 {
+		t.Errorf("there are %d requests", n)
+	}
+	if len(strange) > 0 {
+		t.Errorf("it is asked of other pools: %v", strange)
+	}
+}
+
+// A pool that comes is asked for, and one that is forgotten makes room.
+func TestPoolThatComesIsAskedFor(t *testing.T) {
+	r := newRemote(t, nil, recorded)
+	other := btrfs.UUID{7}
+	for i := range 1000 {
+		r.source.Forecast(btrfs.UUID{byte(i), byte(i >> 8), 9})
+	}
+	r.here.set(whole(pool), collector.PoolReading{UUID: other, Err: errors.New("a disk hangs")})
+	r.eventually("there is its forecast", func() bool { _, ok := r.source.Forecast(other); return ok })
+}
+
+// One sees as much as one asks for, of what was fetched.
+func TestSamplesBeginWhereTheyAreAskedFor(t *testing.T) {
+	r := newRemote(t, nil, func(w http.ResponseWriter, req *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if !strings.HasSuffix(req.URL.Path, "/query_range") {
+			recorded(w, req)
+			return
+		}
+		var values []string
+		for hours := 14 * 24; hours > 0; hours-- {
+			values = append(values, fmt.Sprintf(`[%d,"8"]`, begin.Add(-time.Duration(hours)*time.Hour).Unix()))
+		}
+		fmt.Fprintf(w, `{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"__name__":"btrfs_pool_free_bytes"},"values":[%s]}]}}`, strings.Join(values, ","))
+	})
+	since := begin.Add(-9 * day)
+	r.eventually("there are samples", func() bool { return len(r.source.Samples(pool, since, 400)) > 0 })
+	if got := r.source.Samples(pool, since, 400); len(got) != 9*24+1 || !got[0].Time.Equal(since) {
+		t.Errorf("of nine days there are %d, from %s", len(got), got[0].Time)
+	}
+	if got := r.source.Samples(pool, begin.Add(-10*day), 400); len(got) != 10*24+1 {
+		t.Errorf("of ten days there are %d, and nothing else is asked", len(got))
+	}
 }
 
 // What is old is not told: a forecast, and samples of a Prometheus that is gone.
@@ -250,12 +359,15 @@ func TestOldAnswersAreNotTold(t *testing.T) {
 }
 
 func TestURLOfPrometheus(t *testing.T) {
-	for _, bad := range []string{"", "prometheus", "localhost:9090", "ftp://a", "http://", "http://user:hunter2@a b", "http://a/?x=hunter2", "http://a/#hunter2", "http://%zz:hunter2@a"} {
+	for _, bad := range []string{"", "prometheus", "localhost:9090", "ftp://a", "http://", "http://user:hunter2@a b", "http://a/?x=hunter2", "http://a/#hunter2", "http://%zz:hunter2@a", "http://a:hunter2@a", "https://hunter2@a"} {
 		if _, err := history.CheckURL(bad); err == nil || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%q: %v", bad, err)
 		}
 	}
-	for _, good := range []string{"http://127.0.0.1:9090", "https://a.example/prometheus", "http://user:hunter2@[::1]:9090/"} {
+	if _, err := history.CheckURL("https://reader:hunter2@nas:9090"); err == nil || !strings.Contains(err.Error(), "--prometheus.http-config") {
+		t.Errorf("with a password: %v", err)
+	}
+	for _, good := range []string{"http://127.0.0.1:9090", "https://a.example/prometheus", "http://[::1]:9090/"} {
 		if u, err := history.CheckURL(good); err != nil || u.String() != good {
 			t.Errorf("%q: %v %v", good, u, err)
 		}

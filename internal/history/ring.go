@@ -1,6 +1,7 @@
 package history
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -19,7 +20,7 @@ import (
 // looked for. The file grows up to its last slot; what it lacks was never written.
 // Numbers are little endian.
 //
-// The header, of which the rest is zero:
+// The header, of which the rest is zero and may be anything:
 //
 //	 0  magic
 //	 8  version
@@ -28,6 +29,7 @@ import (
 //	20  size of a slot
 //	24  UUID of the pool
 //	40  CRC-32C of the above
+//	512 slots of samples on trial, see place.go
 //
 // A slot:
 //
@@ -38,8 +40,10 @@ import (
 const (
 	magic      = "btrfshis"
 	version    = 1
-	headerSize = 4096 // a page of its own: no write of a sample touches it
+	headerSize = 4096
 	headerUsed = 44
+	trialStart = 512                                  // another sector of a disk than what is before it
+	trialSlots = (headerSize - trialStart) / slotSize // 68
 	slotSize   = 12 + 5*8
 	slots      = int(Span / Step)
 	fileSize   = headerSize + slots*slotSize // 2,000,896, below 2 MiB
@@ -53,7 +57,11 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // quarter is the number of quarters of an hour since 1970.
 func quarter(t time.Time) int64 { return t.Unix() / stepSeconds }
 
-func slotOf(quarter int64) int { return int(quarter % int64(slots)) }
+// place returns where in the file the slot of a quarter of an hour is.
+func place(quarter int64) int64 { return headerSize + quarter%int64(slots)*slotSize }
+
+// trialPlace returns where in the file a slot for a sample on trial is.
+func trialPlace(i int) int64 { return int64(trialStart + i*slotSize) }
 
 func header(pool btrfs.UUID) []byte {
 	h := make([]byte, headerSize)
@@ -102,19 +110,30 @@ func (s *Sample) values() [5]*btrfs.Opt[uint64] {
 	return [5]*btrfs.Opt[uint64]{&s.Used, &s.Free, &s.FreeExpected, &s.MetadataFree, &s.StatfsFree}
 }
 
-// entry says where a good sample is.
+// entry says where a good sample is. One whose seconds are 0 is none.
 type entry struct {
 	seconds, order uint32
-	slot           int
+	offset         int64 // in the file
+}
+
+// decode returns the entry of a slot; none where that is torn or empty.
+func decode(slot []byte, offset int64) entry {
+	if len(slot) < slotSize || crc32.Checksum(slot[4:slotSize], castagnoli) != binary.LittleEndian.Uint32(slot) {
+		return entry{}
+	}
+	return entry{binary.LittleEndian.Uint32(slot[8:]), binary.LittleEndian.Uint32(slot[4:]), offset}
 }
 
 func (e entry) time() time.Time { return time.Unix(int64(e.seconds), 0).UTC() }
 
+func (e entry) quarter() int64 { return int64(e.seconds) / stepSeconds }
+
 // ring is the content of a file.
 type ring struct {
-	slots   []byte
+	data    []byte
 	entries []entry // of the samples that are good, in the order of their times
 	last    entry   // the one that was written last, if there is one
+	trial   [trialSlots]entry
 }
 
 // readRing reads a file. Slots that are torn or empty have no sample.
@@ -143,16 +162,16 @@ func parseRing(data []byte, pool btrfs.UUID) (*ring, error) {
 	if err := checkHeader(data[:min(len(data), headerSize)], pool); err != nil {
 		return nil, damage{err}
 	}
-	r := &ring{slots: data[min(len(data), headerSize):]}
-	r.entries = make([]entry, 0, len(r.slots)/slotSize)
+	r := &ring{data: data}
+	count := max(0, len(data)-headerSize) / slotSize
+	r.entries = make([]entry, 0, count+trialSlots)
 	end := 0 // after the one that was written last
-	for i := range len(r.slots) / slotSize {
-		slot := r.slots[i*slotSize:][:slotSize]
-		seconds := binary.LittleEndian.Uint32(slot[8:])
-		if seconds == 0 || slotOf(int64(seconds)/stepSeconds) != i || crc32.Checksum(slot[4:], castagnoli) != binary.LittleEndian.Uint32(slot) {
+	for i := range count {
+		offset := int64(headerSize + i*slotSize)
+		e := decode(data[offset:], offset)
+		if e.seconds == 0 || place(e.quarter()) != offset {
 			continue
 		}
-		e := entry{seconds, binary.LittleEndian.Uint32(slot[4:]), i}
 		if len(r.entries) == 0 || e.order > r.last.order {
 			r.last, end = e, len(r.entries)+1
 		}
@@ -161,54 +180,95 @@ func parseRing(data []byte, pool btrfs.UUID) (*ring, error) {
 	// In the order of the ring they are sorted, unless a clock was wrong, and sorting
 	// costs nothing.
 	r.entries = slices.Concat(r.entries[end:], r.entries[:end])
-	slices.SortFunc(r.entries, func(a, b entry) int { return cmp.Compare(a.seconds, b.seconds) })
-	r.entries = consistent(r.entries)
+	for i := range r.trial {
+		offset := trialPlace(i)
+		slot := data[min(offset, int64(len(data))):]
+		e := decode(slot, offset)
+		if e.seconds == 0 || bytes.Equal(slot[:slotSize], r.slot(place(e.quarter()))) {
+			continue // there is none, or it is also where it belongs
+		}
+		if len(r.entries) == 0 || e.order > r.last.order {
+			r.last = e
+		}
+		r.trial[i] = e
+		r.entries = append(r.entries, e)
+	}
+	slices.SortStableFunc(r.entries, func(a, b entry) int { return cmp.Compare(a.seconds, b.seconds) })
 	return r, nil
+}
+
+// slot returns what is at an offset; nothing where the file has no whole slot.
+func (r *ring) slot(offset int64) []byte {
+	if offset+slotSize > int64(len(r.data)) {
+		return nil
+	}
+	return r.data[offset:][:slotSize]
 }
 
 // consistent leaves out the samples of a clock that was wrong. They were not
 // written in the order of their times; of all that can be left out so that the
-// rest is, the fewest are.
+// rest is, the fewest are, and where that could be one or the other the older.
 func consistent(entries []entry) []entry {
-	if slices.IsSortedFunc(entries, func(a, b entry) int { return cmp.Compare(a.order, b.order) }) {
-		return entries
+	ordered := func(i int) bool {
+		return entries[i-1].seconds < entries[i].seconds && entries[i-1].order < entries[i].order
 	}
-	// The longest increasing subsequence: ends[n] is the sample with the lowest
-	// order in which one of n+1 samples can end, before those before it.
-	var ends []int
-	before := make([]int, len(entries))
-	for i, e := range entries {
-		n, _ := slices.BinarySearchFunc(ends, e.order, func(end int, order uint32) int { return cmp.Compare(entries[end].order, order) })
-		before[i] = -1
+	for i := 1; ; i++ {
+		if i >= len(entries) {
+			return entries
+		}
+		if !ordered(i) {
+			break
+		}
+	}
+	// The longest increasing subsequence, from its end: begins[n] is the sample with
+	// the highest order with which n+1 samples can begin, after those before it.
+	entries = slices.Clone(entries)
+	slices.SortFunc(entries, func(a, b entry) int {
+		// Of those of one second no two are taken.
+		return cmp.Or(cmp.Compare(a.seconds, b.seconds), cmp.Compare(b.order, a.order))
+	})
+	var begins []int
+	after := make([]int, len(entries))
+	for i, e := range slices.Backward(entries) {
+		n, _ := slices.BinarySearchFunc(begins, e.order, func(begin int, order uint32) int { return cmp.Compare(order, entries[begin].order) })
+		after[i] = -1
 		if n > 0 {
-			before[i] = ends[n-1]
+			after[i] = begins[n-1]
 		}
-		if n == len(ends) {
-			ends = append(ends, 0)
+		if n == len(begins) {
+			begins = append(begins, 0)
 		}
-		ends[n] = i
+		begins[n] = i
 	}
-	kept := make([]entry, len(ends))
-	for n, i := len(ends)-1, ends[len(ends)-1]; n >= 0; n, i = n-1, before[i] {
-		kept[n] = entries[i]
+	kept := make([]entry, 0, len(begins))
+	for i := begins[len(begins)-1]; i >= 0; i = after[i] {
+		kept = append(kept, entries[i])
 	}
 	return kept
 }
 
-// between returns the samples from a time to another.
-func (r *ring) between(from, to time.Time) []entry {
-	at := func(t time.Time) int {
-		n, _ := slices.BinarySearchFunc(r.entries, t.Unix(), func(e entry, seconds int64) int { return cmp.Compare(int64(e.seconds), seconds) })
-		return n
-	}
-	first, end := at(from), at(to.Add(time.Second))
-	return r.entries[first:max(first, end)]
+// until returns the samples that are told at a time. Those of later are of a clock
+// that was wrong, and contradict nothing.
+func (r *ring) until(now time.Time) []entry {
+	return consistent(r.entries[:search(r.entries, now.Unix()+1)])
+}
+
+// search returns how many of some samples are before a time.
+func search(entries []entry, seconds int64) int {
+	n, _ := slices.BinarySearchFunc(entries, seconds, func(e entry, seconds int64) int { return cmp.Compare(int64(e.seconds), seconds) })
+	return n
+}
+
+// between returns the samples from a time to another, which is now.
+func (r *ring) between(from, now time.Time) []entry {
+	told := r.until(now)
+	return told[search(told, from.Unix()):]
 }
 
 func (r *ring) samples(entries []entry) []Sample {
 	samples := make([]Sample, len(entries))
 	for i, e := range entries {
-		slot := r.slots[e.slot*slotSize:][:slotSize]
+		slot := r.slot(e.offset)
 		samples[i].Time = e.time()
 		for n, v := range samples[i].values() {
 			if stored := binary.LittleEndian.Uint64(slot[12+8*n:]); stored != unknown {
@@ -228,15 +288,14 @@ func thin(entries []entry, most int) []entry {
 	if len(entries) <= most {
 		return entries
 	}
-	number := func(e entry) int64 { return int64(e.seconds) / stepSeconds }
-	span := number(entries[len(entries)-1]) - number(entries[0])
+	span := entries[len(entries)-1].quarter() - entries[0].quarter()
 	width := span + 1
 	if most > 1 {
 		width = span/int64(most-1) + 1 // what is as long as n parts may touch n+1
 	}
 	var thinned []entry
 	for i, e := range entries {
-		if i == len(entries)-1 || number(entries[i+1])/width != number(e)/width {
+		if i == len(entries)-1 || entries[i+1].quarter()/width != e.quarter()/width {
 			thinned = append(thinned, e)
 		}
 	}

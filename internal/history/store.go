@@ -24,12 +24,6 @@ const maxPools = 256
 // maxViews is how many answers are remembered of each pool.
 const maxViews = 4
 
-// clockPatience is for how long nothing is written while the clock is behind what
-// was written last. A computer without a clock of its own starts in the past, and
-// would write over what it knows; a network has set it right by then. If it still
-// is behind, it was ahead before.
-const clockPatience = 6 * time.Hour
-
 // Store keeps a history of each pool in the file history-UUID.ring of the state
 // directory. A file is open only while it is read or written. It is safe for
 // concurrent use.
@@ -47,9 +41,8 @@ type poolHistory struct {
 	uuid btrfs.UUID
 
 	mu     sync.Mutex
-	loaded bool
-	last   entry     // the one that was written last; seconds is 0 where there is none
-	behind time.Time // since when the clock is behind it
+	recent *recent // nil where it is to be read
+	warned bool    // that the clock is behind
 
 	unreadable bool // and that was said
 	views      []view
@@ -114,9 +107,9 @@ func (s *Store) findOrMake(pool btrfs.UUID) (*poolHistory, error) {
 	return p, nil
 }
 
-// Add writes a sample. It does nothing where the quarter of an hour has one, or
-// where the clock is behind what was written last and may yet be set right. The
-// sample outlives the process; it is not waited for that it is on the disk.
+// Add writes a sample. It does nothing where the one that was written last is of the
+// same quarter of an hour. The sample outlives the process; it is not waited for
+// that it is on the disk.
 func (s *Store) Add(pool btrfs.UUID, sample Sample) error {
 	if err := s.add(pool, sample); err != nil {
 		return fmt.Errorf("add to the history of pool %s: %w", pool, err)
@@ -134,55 +127,43 @@ func (s *Store) add(pool btrfs.UUID, sample Sample) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.loaded {
-		if _, err := s.read(p); err != nil {
+	if p.recent == nil || !p.recent.isOf(sample.Time) {
+		r, err := s.read(p)
+		if err != nil {
 			return err
 		}
+		p.recent = r.recent(sample.Time)
 	}
-	if !s.due(p, sample.Time) {
+	last := p.recent.last
+	if last.seconds != 0 && last.quarter() == quarter(sample.Time) {
 		return nil
 	}
-	written := entry{seconds: uint32(sample.Time.Unix()), order: p.last.order + 1, slot: slotOf(quarter(sample.Time))}
-	if err := s.write(p, encode(&sample, written.order), headerSize+int64(written.slot)*slotSize); err != nil {
-		return err
+	if last.time().After(sample.Time) && !p.warned {
+		p.warned = true
+		level.Warn(s.logger).Log("msg", "The clock is behind the history of a pool: it was wrong before, or is wrong now. Samples go on; once there are enough of them to tell, those of the wrong time are left out", "pool", pool, "last", last.time(), "now", sample.Time.UTC().Truncate(time.Second))
 	}
-	p.last, p.behind, p.views, p.forecast = written, time.Time{}, nil, nil
-	return nil
+	err = s.write(p, &sample)
+	p.views, p.forecast = nil, nil
+	if err != nil {
+		p.recent = nil // what is in the file is to be found out
+	}
+	return err
 }
 
-// due tells whether a sample of a time may be written.
-func (s *Store) due(p *poolHistory, now time.Time) bool {
-	last := p.last.time()
-	if p.last.seconds == 0 || quarter(now) > quarter(last) {
-		return true
-	}
-	if quarter(now) == quarter(last) {
-		return false
-	}
-	if p.behind.IsZero() {
-		p.behind = now
-		level.Warn(s.logger).Log("msg", "The clock is behind the history of a pool; nothing is added to it until that has passed, or for some hours", "pool", p.uuid, "last", last, "hours", clockPatience.Hours())
-	}
-	// The difference of times that have a monotonic reading is right also where the
-	// clock was set in between.
-	return now.Sub(p.behind) >= clockPatience
-}
-
-// write writes a slot. A file that is not there is made.
-func (s *Store) write(p *poolHistory, slot []byte, offset int64) error {
+// write writes a sample. A file that is not there is made.
+func (s *Store) write(p *poolHistory, sample *Sample) error {
 	path := s.dir.Path(fileName(p.uuid))
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := s.dir.WriteFile(fileName(p.uuid), header(p.uuid)); err != nil {
 			return err
 		}
-		f, err = os.OpenFile(path, os.O_WRONLY, 0)
+		f, err = os.OpenFile(path, os.O_RDWR, 0)
 	}
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteAt(slot, offset)
-	return errors.Join(err, f.Close())
+	return errors.Join(p.recent.write(f, sample), f.Close())
 }
 
 // read reads a file. One that is not there, or is damaged and therefore set aside,
@@ -202,7 +183,6 @@ func (s *Store) read(p *poolHistory) (*ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.loaded, p.last = true, r.last
 	return r, nil
 }
 

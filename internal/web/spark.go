@@ -2,14 +2,17 @@ package web
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
+
+	"github.com/btrfs-governor/btrfs-governor/internal/history"
 )
 
 // Spark is a line of how much could be written, and of how that goes on.
 type Spark struct {
-	Line     string // points of a polyline, in a box of sparkWidth by sparkHeight
-	Forecast string // likewise; "" where there is none
+	Line     string // data of a path, in a box of sparkWidth by sparkHeight; it has holes where nothing was measured
+	Forecast string // points of a polyline in that box; "" where there is none
 	Now      float64
 	From, To string // the days at its ends
 	Most     string // what the top means
@@ -22,12 +25,58 @@ const (
 	sparkHeight = 100
 )
 
+// coarsestStep is the most that two samples are apart with nothing missing in
+// between: the page asks for 150 of 90 days, and a history is of quarters of an
+// hour.
+const coarsestStep = 15 * time.Hour
+
+// gapSteps is how many steps of the samples a line is drawn across. Beyond that it
+// would claim what nobody measured.
+const gapSteps = 4
+
+// point is how much could be written at a time.
+type point struct {
+	at   time.Time
+	free uint64
+}
+
+// gap is the longest time that a line is drawn across. The step is the usual one:
+// half of the samples, or more, are no farther apart.
+func gap(h []point) time.Duration {
+	apart := make([]time.Duration, 0, len(h))
+	for i := 1; i < len(h); i++ {
+		apart = append(apart, h[i].at.Sub(h[i-1].at))
+	}
+	slices.Sort(apart)
+	usual := apart[(len(apart)-1)/2]
+	return gapSteps * min(max(usual, history.Step), coarsestStep)
+}
+
+// drawLine returns the data of a path: a part for each stretch without a gap. A
+// sample by itself is a line without a length, of which the round caps are seen.
+func drawLine(h []point, x func(time.Time) float64, y func(float64) float64) string {
+	longest := gap(h)
+	var line strings.Builder
+	for begin := 0; begin < len(h); {
+		end := begin + 1
+		for end < len(h) && h[end].at.Sub(h[end-1].at) <= longest {
+			end++
+		}
+		command := "M"
+		for _, p := range h[begin:end] {
+			fmt.Fprintf(&line, "%s%.1f,%.1f", command, x(p.at), y(float64(p.free)))
+			command = "L"
+		}
+		if end == begin+1 {
+			line.WriteString("h0")
+		}
+		begin = end
+	}
+	return line.String()
+}
+
 // newSpark draws the history. It is nil where that has no two points.
 func newSpark(in *Input, now time.Time) *Spark {
-	type point struct {
-		at   time.Time
-		free uint64
-	}
 	var h []point
 	most := uint64(1)
 	for i := range in.History {
@@ -51,15 +100,8 @@ func newSpark(in *Input, now time.Time) *Spark {
 	whole := end.Sub(first.at).Seconds()
 	x := func(t time.Time) float64 { return sparkWidth * t.Sub(first.at).Seconds() / whole }
 	y := func(free float64) float64 { return sparkHeight * (1 - free/float64(most)) }
-	var line strings.Builder
-	for i, p := range h {
-		if i > 0 {
-			line.WriteByte(' ')
-		}
-		fmt.Fprintf(&line, "%.1f,%.1f", x(p.at), y(float64(p.free)))
-	}
 	s := &Spark{
-		Line: line.String(), Now: x(now), Most: size(most),
+		Line: drawLine(h, x, y), Now: x(now), Most: size(most),
 		From: first.at.UTC().Format("2 Jan"), To: end.UTC().Format("2 Jan"),
 		Words: fmt.Sprintf("What could be written: %s %s, %s now.", size(first.free), newMoment(first.at, now).Words, size(last.free)),
 	}

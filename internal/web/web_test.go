@@ -506,6 +506,66 @@ func TestSparkGoesOnToTheDayItIsFull(t *testing.T) {
 	}
 }
 
+// What nobody measured is not drawn.
+func TestSparkHasHolesWhereNothingWasMeasured(t *testing.T) {
+	const quarter, day = history.Step, 24 * time.Hour
+	// every returns times from so long ago until so long ago.
+	every := func(step, from, until time.Duration) (ago []time.Duration) {
+		for ; from >= until; from -= step {
+			ago = append(ago, from)
+		}
+		return ago
+	}
+	for name, tt := range map[string]struct {
+		ago   []time.Duration
+		parts []int // the number of the samples in each
+	}{
+		"whole":                  {every(quarter, day, 0), []int{97}},
+		"a restart":              {slices.Concat(every(quarter, day, 10*time.Hour), every(quarter, 9*time.Hour, 0)), []int{94}},
+		"five steps":             {slices.Concat(every(quarter, day, 10*time.Hour), every(quarter, 10*time.Hour-5*quarter, 0)), []int{57, 36}},
+		"a week":                 {slices.Concat(every(quarter, 10*day, 8*day), every(quarter, day, 0)), []int{193, 97}},
+		"one by itself":          {slices.Concat(every(quarter, 20*day, 19*day), []time.Duration{9 * day}, every(quarter, day, 0)), []int{97, 1, 97}},
+		"one at either end":      {slices.Concat([]time.Duration{20 * day}, every(quarter, 10*day, 9*day), []time.Duration{0}), []int{1, 97, 1}},
+		"two far apart":          {[]time.Duration{7 * day, 0}, []int{1, 1}},
+		"three months":           {every(14*time.Hour+30*time.Minute, 89*day, 0), []int{148}},
+		"a week of three months": {slices.Concat(every(14*time.Hour, 89*day, 40*day), every(14*time.Hour, 33*day, 0)), []int{85, 57}},
+		"nights of three months": {every(day, 89*day, 0), []int{90}},
+	} {
+		in := full(recorded(t)["attic"])
+		in.History = nil
+		for _, ago := range tt.ago {
+			in.History = append(in.History, history.Sample{Time: now.Add(-ago), FreeExpected: btrfs.Some[uint64](gib)})
+		}
+		spark := web.Build(in, web.Locked, now).Space.Spark
+		var parts []int
+		for _, part := range strings.Split(spark.Line, "M")[1:] {
+			parts = append(parts, 1+strings.Count(part, "L"))
+			if dot := strings.HasSuffix(part, "h0"); dot != !strings.Contains(part, "L") {
+				t.Errorf("%s: part %q; one sample, and nothing else, is a dot", name, part)
+			}
+		}
+		if !slices.Equal(parts, tt.parts) {
+			t.Errorf("%s: the samples of the parts are %v, want %v", name, parts, tt.parts)
+		}
+		if !strings.Contains(draw(t, in, web.Locked), `<path d="`+spark.Line+`"/>`) {
+			t.Errorf("%s: the page has another line", name)
+		}
+	}
+	// What is not known is a hole as well.
+	in := full(recorded(t)["attic"])
+	in.History = nil
+	for i := range 40 {
+		s := history.Sample{Time: now.Add(time.Duration(i-40) * quarter)}
+		if i < 10 || i >= 20 {
+			s.FreeExpected = btrfs.Some[uint64](gib)
+		}
+		in.History = append(in.History, s)
+	}
+	if line := web.Build(in, web.Locked, now).Space.Spark.Line; strings.Count(line, "M") != 2 {
+		t.Errorf("where it was not known there is a line: %s", line)
+	}
+}
+
 func TestSummaryTellsTheWorst(t *testing.T) {
 	well, bad, worse := &web.Pool{Name: "attic"}, &web.Pool{Name: "barn", Worst: web.Warning}, &web.Pool{Name: "cave", Worst: web.Critical}
 	for _, tt := range []struct {
