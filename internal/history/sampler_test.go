@@ -43,7 +43,8 @@ func whole(uuid btrfs.UUID) collector.PoolReading {
 	return collector.PoolReading{UUID: uuid, Facts: &collector.Facts{
 		Pool: &btrfs.Pool{
 			UUID: uuid, StatfsFree: btrfs.Some[uint64](5),
-			Spaces: []btrfs.Space{{Type: btrfs.Metadata, Used: 99}, {Type: btrfs.Data, Used: 1}},
+			Devices: []btrfs.Device{{ID: 7, Errors: btrfs.Some(btrfs.ErrorCounts{Read: 5})}},
+			Spaces:  []btrfs.Space{{Type: btrfs.Metadata, Used: 99}, {Type: btrfs.Data, Used: 1}},
 		},
 		Report: &capacity.Report{Free: 2, FreeExpected: 3, MetadataFree: 4},
 	}}
@@ -97,6 +98,9 @@ func TestEachQuarterHasASampleOfEachPool(t *testing.T) {
 		}
 		if got := store.Samples(partial, start.Add(-day), 1000); len(got) != 13 || got[0].Free.Known || got[0].Used.Known || got[0].StatfsFree.Value != 5 {
 			t.Errorf("the pool of which little is known has %v", got)
+		}
+		if got := store.DeviceErrors(pool)[7]; got.Counts.Read != 5 || !got.Watched.Equal(start) {
+			t.Errorf("of the error counters it is remembered %+v, want them watched since %s", got, start)
 		}
 		if found.reads > 14 {
 			t.Errorf("the pools were read %d times", found.reads)

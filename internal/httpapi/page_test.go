@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -297,6 +298,45 @@ func TestManyPoolsAreATable(t *testing.T) {
 			t.Errorf("%d pools: %s", n, page)
 		}
 	}
+}
+
+// countedLately remembers error counters that rose an hour ago.
+type countedLately struct{}
+
+func (countedLately) DeviceErrors(btrfs.UUID) map[uint64]history.DeviceErrors {
+	now := time.Now()
+	return map[uint64]history.DeviceErrors{1: {Counts: btrfs.ErrorCounts{Corruption: 1}, Watched: now.AddDate(0, 0, -9), Rose: now.Add(-3 * time.Hour)}}
+}
+
+func TestPageSaysWhenErrorsWereCounted(t *testing.T) {
+	for _, history := range []bool{true, false} {
+		s := newService(t, func(c *httpapi.Config) {
+			c.Pools, c.DeviceErrors = faultyPools{c.Pools.(apiPools)}, countedLately{}
+			if history {
+				c.History = aHistory{}
+			}
+		})
+		if page := s.do("GET", "/pools/"+atticUUID, "", sent{}).Body.String(); !strings.Contains(page, "1 corruption. The last were seen 3 hours ago.") {
+			t.Errorf("with a history (%t): %s", history, page)
+		}
+	}
+}
+
+// faultyPools have a device that counted an error.
+type faultyPools struct{ apiPools }
+
+func (p faultyPools) Pools() ([]collector.PoolReading, error) {
+	all, err := p.apiPools.Pools()
+	for i := range all {
+		if all[i].Facts == nil {
+			continue
+		}
+		facts, pool := *all[i].Facts, *all[i].Facts.Pool
+		pool.Devices = slices.Clone(pool.Devices)
+		pool.Devices[0].ID, pool.Devices[0].Errors = 1, btrfs.Some(btrfs.ErrorCounts{Corruption: 1})
+		facts.Pool, all[i].Facts = &pool, &facts
+	}
+	return all, err
 }
 
 // A table of pools moves, and nobody is sent what it does not show.
