@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -333,6 +334,35 @@ func TestSamplesBeginWhereTheyAreAskedFor(t *testing.T) {
 	}
 	if got := r.source.Samples(pool, begin.Add(-10*day), 400); len(got) != 10*24+1 {
 		t.Errorf("of ten days there are %d, and nothing else is asked", len(got))
+	}
+}
+
+// Whoever asks for all of a day has each quarter of its last hour: the page tells from
+// them how long there is room.
+func TestLastHourIsWhole(t *testing.T) {
+	r := newRemote(t, nil, func(w http.ResponseWriter, req *http.Request) {
+		if !strings.HasSuffix(req.URL.Path, "/query_range") {
+			recorded(w, req)
+			return
+		}
+		number := func(name string) float64 {
+			v, err := strconv.ParseFloat(req.FormValue(name), 64)
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			return v
+		}
+		var values []string
+		for at := number("start"); at <= number("end"); at += max(number("step"), 1) {
+			values = append(values, fmt.Sprintf(`[%.0f,"8"]`, at))
+		}
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"__name__":"btrfs_pool_free_expected_bytes"},"values":[%s]}]}}`, strings.Join(values, ","))
+	})
+	const allOfADay = 2 * int(24*time.Hour/history.Step)
+	r.eventually("there are samples", func() bool { return len(r.source.Samples(pool, begin.Add(-time.Hour), allOfADay)) > 0 })
+	if got := r.source.Samples(pool, begin.Add(-time.Hour), allOfADay); len(got) < 4 {
+		t.Errorf("of the last hour there are %v", got)
 	}
 }
 

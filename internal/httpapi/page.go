@@ -192,8 +192,7 @@ func (a *api) past(in *web.Input, now time.Time) {
 		return
 	}
 	in.History = a.cfg.History.Samples(in.Reading.UUID, now.Add(-historyShown), historyPoints)
-	const hour = int(time.Hour/history.Step) + 1
-	in.Hour = a.cfg.History.Samples(in.Reading.UUID, now.Add(-time.Hour), hour)
+	in.Hour = a.cfg.History.Samples(in.Reading.UUID, now.Add(-time.Hour), allOfADay)
 	if f, ok := a.cfg.History.Forecast(in.Reading.UUID); ok {
 		in.Forecast = &f
 	}
@@ -203,6 +202,9 @@ func (a *api) past(in *web.Input, now time.Time) {
 const (
 	historyShown  = 90 * 24 * time.Hour
 	historyPoints = 150
+	// allOfADay is so much that nothing of the last hour is left out, though a
+	// Prometheus is asked for a day and a little.
+	allOfADay = 2 * int(24*time.Hour/history.Step)
 )
 
 // buildAll builds pools, the worst first.
