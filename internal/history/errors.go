@@ -74,13 +74,15 @@ func (s *Store) NoteErrors(pool *btrfs.Pool, now time.Time) error {
 	}
 	// A device that was removed alone is no reason to write: it is left out the next
 	// time. One that comes back under its number has counters that are not lower.
-	if !changed {
+	if !changed && !p.unsaved {
 		return nil
 	}
+	// What cannot be written is known as long as the process lives, and tried again.
+	p.errors, p.unsaved = next, true
 	if err := s.dir.SaveJSON(errorsName(p.uuid), next); err != nil {
 		return fmt.Errorf("remember the error counters of pool %s: %w", p.uuid, err)
 	}
-	p.errors = next
+	p.unsaved = false
 	return nil
 }
 

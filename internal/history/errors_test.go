@@ -110,6 +110,50 @@ func TestDamagedErrorCountersBeginAnew(t *testing.T) {
 	}
 }
 
+// A state directory that is full costs what is remembered nothing but a restart.
+func TestErrorCountersThatCannotBeWrittenAreTriedAgain(t *testing.T) {
+	path := t.TempDir() + "/state"
+	dir := state.NewDir(path)
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	store, err := history.Open(log.NewNopLogger(), dir, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	note := func(read uint64, now time.Time) error {
+		return store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{Read: read})}), now)
+	}
+	begin := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	if err := note(1, begin); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := note(2, begin.Add(time.Hour)); err == nil {
+		t.Error("it is written where nothing can be")
+	}
+	if got := store.DeviceErrors(pool)[1]; !got.Rose.Equal(begin.Add(time.Hour)) {
+		t.Errorf("meanwhile it is known that %+v", got)
+	}
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := note(2, begin.Add(2*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if store, err = history.Open(log.NewNopLogger(), dir, time.Now); err != nil {
+		t.Fatal(err)
+	}
+	if err := note(2, begin.Add(3*time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if got := store.DeviceErrors(pool)[1]; !got.Rose.Equal(begin.Add(time.Hour)) {
+		t.Errorf("after a restart it is known that %+v", got)
+	}
+}
+
 func TestErrorCountersGoWithTheHistory(t *testing.T) {
 	dir := state.NewDir(t.TempDir())
 	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)

@@ -48,7 +48,8 @@ type poolHistory struct {
 	views      []view
 	forecast   *forecastView
 
-	errors map[uint64]DeviceErrors // nil: not read yet
+	errors  map[uint64]DeviceErrors // nil: not read yet
+	unsaved bool                    // they could not be written
 }
 
 // view is an answer, as of a quarter of an hour.
