@@ -118,7 +118,11 @@ notify:
 	all := newWebhooks(rand.New(rand.NewPCG(1, 2)), pool.UUID, loadRate**loadSeconds)
 	var took []time.Duration
 	var senders sync.WaitGroup
-	next := make(chan webhook)
+	type due struct {
+		webhook
+		at time.Time
+	}
+	next := make(chan due)
 	for range 16 {
 		senders.Go(func() {
 			for w := range next {
@@ -129,7 +133,6 @@ notify:
 				}
 				r.Header.Set("Authorization", "Bearer "+token)
 				r.Header.Set("Content-Type", "application/json")
-				began := time.Now()
 				answer, err := serve.client.Do(r)
 				if err != nil {
 					// Who still sends while the answer is there may not see it.
@@ -144,25 +147,26 @@ notify:
 					t.Errorf("%s %.100s is answered with %s %s, want %d", w.path, w.body, answer.Status, body, w.status)
 				}
 				mu.Lock()
-				took = append(took, time.Since(began))
+				took = append(took, time.Since(w.at)) // what it waited for a sender too
 				mu.Unlock()
 			}
 		})
 	}
 	began := time.Now()
-	beat := time.NewTicker(time.Second / loadRate)
-	defer beat.Stop()
 	most := 0.0
 	for i, w := range all {
-		<-beat.C
-		next <- w
+		// By the clock, and not by a ticker, which forgets what it could not deliver.
+		d := due{w, began.Add(time.Duration(i) * time.Second / loadRate)}
+		<-time.After(time.Until(d.at))
+		next <- d
 		if i%loadRate == 0 {
 			most = max(most, metricOf(t, serve, "process_resident_memory_bytes"))
 		}
 	}
 	close(next)
 	senders.Wait()
-	rate := float64(len(all)) / time.Since(began).Seconds()
+	// The last is due one beat before the end of its second.
+	rate := float64(len(all)) / max(time.Since(began), time.Duration(*loadSeconds)*time.Second).Seconds()
 
 	// What the bridge was sent, less what it was sent before.
 	distinct := make(map[string]bool)
