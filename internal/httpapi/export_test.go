@@ -42,3 +42,6 @@ func (t *Token) HasSession(session string, now time.Time) bool { return t.hasSes
 
 // MaxStreams is how many pages may be open.
 const MaxStreams = maxStreams
+
+// InTurn is inTurn.
+var InTurn = inTurn

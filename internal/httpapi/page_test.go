@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -389,6 +390,48 @@ func TestStreamsAreBounded(t *testing.T) {
 			t.Fatalf("a minute after a stream was closed there is no other: %s", r.Status)
 		}
 	}
+}
+
+// No more is done at once than there are places, whoever hangs up waits no longer, and
+// a panic gives its place back.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most, all = 2, 20
+		places := make(chan struct{}, most)
+		var mu sync.Mutex
+		now, seen, done := 0, 0, 0
+		for range all {
+			go httpapi.InTurn(places, httptest.NewRequest("GET", "/", nil), func() {
+				mu.Lock()
+				now++
+				seen = max(seen, now)
+				mu.Unlock()
+				time.Sleep(time.Second)
+				mu.Lock()
+				now, done = now-1, done+1
+				mu.Unlock()
+			})
+		}
+		synctest.Wait() // the places are taken
+		ctx, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		if httpapi.InTurn(places, httptest.NewRequest("GET", "/", nil).WithContext(ctx), func() { t.Error("it is done for nobody") }) {
+			t.Error("it says that it was done for somebody who hung up")
+		}
+		time.Sleep(all * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		if seen != most || done != all {
+			t.Errorf("%d were done, %d at once at most, want %d and %d", done, seen, all, most)
+		}
+		func() {
+			defer func() { _ = recover() }()
+			httpapi.InTurn(places, httptest.NewRequest("GET", "/", nil), func() { panic("a template") })
+		}()
+		if len(places) != 0 {
+			t.Errorf("%d places are taken for good", len(places))
+		}
+	})
 }
 
 // Readers that take no page hold up nobody who wants one.
