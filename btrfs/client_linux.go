@@ -65,7 +65,7 @@ func (c *Client) Mounts() ([]Mount, error) {
 		return nil, fmt.Errorf("find the mounted filesystems: %w", err)
 	}
 	mounts, err := parseMountinfo(mountinfo)
-	uuids := c.sysfsUUIDs()
+	uuids := c.UUIDs()
 	seen := make(map[UUID]bool, len(uuids))
 	for i := range mounts {
 		mounts[i].UUID = c.resolveUUID(&mounts[i], uuids)
@@ -100,7 +100,11 @@ func (c *Client) rememberUUIDs(mounts []Mount, uuids []UUID) {
 	c.mounted = now
 }
 
-func (c *Client) sysfsUUIDs() []UUID {
+// UUIDs returns the filesystems that are mounted, as sysfs has them. Mounts says
+// more, and can wait for a disk that hangs: to name a subvolume in the mount table
+// the kernel searches the trees of its filesystem (btrfs_show_options in
+// fs/btrfs/super.c).
+func (c *Client) UUIDs() []UUID {
 	dir, err := openSysfsDir(c.paths.Sys + "/fs/btrfs")
 	if err != nil {
 		return nil

@@ -77,7 +77,7 @@ func (c *serveCommand) newControl(ctx context.Context, logger log.Logger, client
 		k.actions, err = newActions(logger, c.stateDir, k, exporter, client)
 	}
 	if err == nil {
-		watch := newWorkWatch(client, c.paths.Sys, k.scrubs, time.Now)
+		watch := newWorkWatch(client, k.scrubs, time.Now)
 		k.silencer, err = alertmanager.NewSilencer(alertmanager.SilenceSettings{}, alertmanager.DefaultSilenceTiming(), watch.work, time.Now, logger)
 	}
 	if err == nil {

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/btrfs-governor/btrfs-governor/btrfs"
@@ -14,7 +12,6 @@ import (
 // one goroutine.
 type workWatch struct {
 	client *btrfs.Client
-	sys    string // the mount point of sysfs
 	scrubs *scrub.Runner
 	now    func() time.Time
 	// seen is what the last look found of operations that do not say when they
@@ -27,8 +24,8 @@ type workKey struct {
 	operation string
 }
 
-func newWorkWatch(client *btrfs.Client, sys string, scrubs *scrub.Runner, now func() time.Time) *workWatch {
-	return &workWatch{client: client, sys: sys, scrubs: scrubs, now: now, seen: make(map[workKey]sighting)}
+func newWorkWatch(client *btrfs.Client, scrubs *scrub.Runner, now func() time.Time) *workWatch {
+	return &workWatch{client: client, scrubs: scrubs, now: now, seen: make(map[workKey]sighting)}
 }
 
 // sighting is since when an operation has been seen to run; zero of one that was
@@ -47,7 +44,7 @@ type sighting struct {
 // (btrfs_exclusive_operation_show and btrfs_label_show in fs/btrfs/sysfs.c).
 func (w *workWatch) work() []alertmanager.Work {
 	var all []alertmanager.Work
-	for _, pool := range w.pools() {
+	for _, pool := range w.client.UUIDs() {
 		scrubs, balances := workKey{pool, "scrub"}, workKey{pool, "balance"}
 		if s, err := w.scrubs.Status(pool); err == nil && (s.State == scrub.Running || s.State == scrub.Yielding) {
 			all = append(all, w.runs(scrubs, s.Started))
@@ -64,20 +61,6 @@ func (w *workWatch) work() []alertmanager.Work {
 		}
 	}
 	return all
-}
-
-// pools returns the filesystems that are mounted. The mount table says more than is
-// wanted here, and can hang with a disk: to name a subvolume the kernel searches the
-// trees of its filesystem (btrfs_show_options in fs/btrfs/super.c).
-func (w *workWatch) pools() []btrfs.UUID {
-	entries, _ := os.ReadDir(filepath.Join(w.sys, "fs", "btrfs")) // what was found is good
-	var pools []btrfs.UUID
-	for _, e := range entries {
-		if uuid, err := btrfs.ParseUUID(e.Name()); err == nil { // else features, debug
-			pools = append(pools, uuid)
-		}
-	}
-	return pools
 }
 
 // runs returns the work that an operation is which runs; since may be zero.

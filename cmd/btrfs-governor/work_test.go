@@ -43,7 +43,7 @@ func TestBalanceIsTheSameUntilItIsSeenToBeOver(t *testing.T) {
 
 	start := time.Date(2026, 3, 7, 12, 0, 0, 0, time.UTC)
 	now := start
-	watch := newWorkWatch(client, root, scrubs, func() time.Time { return now })
+	watch := newWorkWatch(client, scrubs, func() time.Time { return now })
 	for i, tt := range []struct {
 		operation string
 		restart   bool
@@ -66,7 +66,7 @@ func TestBalanceIsTheSameUntilItIsSeenToBeOver(t *testing.T) {
 	} {
 		now = start.Add(time.Duration(i) * time.Minute)
 		if tt.restart {
-			watch = newWorkWatch(client, root, scrubs, func() time.Time { return now })
+			watch = newWorkWatch(client, scrubs, func() time.Time { return now })
 		}
 		is(tt.operation)
 		var want []alertmanager.Work

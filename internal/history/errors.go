@@ -72,8 +72,7 @@ func (s *Store) NoteErrors(pool *btrfs.Pool, now time.Time) error {
 			next[d.ID] = before
 		}
 	}
-	// A device that was removed alone is no reason to write: it is left out the next
-	// time. One that comes back under its number has counters that are not lower.
+	// That a device was removed is no reason to write: it is left out the next time.
 	if !changed && !p.unsaved {
 		return nil
 	}

@@ -326,8 +326,8 @@ func question(q url.Values) web.Question {
 	return web.Question{Change: q.Get("change"), Size: q.Get("size"), Device: q.Get("device"), Profile: q.Get("profile"), Of: q.Get("of")}
 }
 
-// maxWhatIf bounds the drive of a what-if on the page, in bytes.
-const maxWhatIf = 1 << 50
+// largestDrive is what a drive in a what-if may have at most, in bytes.
+const largestDrive = 1 << 50
 
 // answer works out a what-if.
 func (p *page) answer(r *http.Request, in *web.Input, q web.Question) *web.Answer {
@@ -347,8 +347,8 @@ func changesOf(pool *btrfs.Pool, q web.Question) (changes []capacity.Change, add
 		switch {
 		case parseErr != nil || n == 0:
 			err = problemf(http.StatusBadRequest, "Give the size of the new drive such as 4TB or 3.6TiB, not %q.", shorten(q.Size))
-		case n > maxWhatIf:
-			err = problemf(http.StatusBadRequest, "Give a size up to %s.", humanize.IBytes(maxWhatIf))
+		case n > largestDrive:
+			err = problemf(http.StatusBadRequest, "Give a size up to %s.", humanize.IBytes(largestDrive))
 		}
 		return n
 	}
