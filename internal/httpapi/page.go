@@ -191,21 +191,16 @@ func (a *api) past(in *web.Input, now time.Time) {
 	if a.cfg.History == nil {
 		return
 	}
-	in.History = a.cfg.History.Samples(in.Reading.UUID, now.Add(-historyShown), historyPoints)
+	in.History = a.cfg.History.Samples(in.Reading.UUID, now.Add(-web.HistoryShown), web.HistoryPoints)
 	in.Hour = a.cfg.History.Samples(in.Reading.UUID, now.Add(-time.Hour), allOfADay)
 	if f, ok := a.cfg.History.Forecast(in.Reading.UUID); ok {
 		in.Forecast = &f
 	}
 }
 
-// What of the history is drawn.
-const (
-	historyShown  = 90 * 24 * time.Hour
-	historyPoints = 150
-	// allOfADay is so much that nothing of the last hour is left out, though a
-	// Prometheus is asked for a day and a little.
-	allOfADay = 2 * int(24*time.Hour/history.Step)
-)
+// allOfADay is so many samples that none of the last hour is left out, though a
+// Prometheus is asked for a day and a little.
+const allOfADay = 2 * int(24*time.Hour/history.Step)
 
 // buildAll builds pools, the worst first.
 func buildAll(inputs []web.Input, control web.Control) (all []*web.Pool) {

@@ -87,7 +87,8 @@ func sentence(text string) string {
 	return text + "."
 }
 
-// moment is a time as the page shows it: how long ago, and exactly.
+// moment is a time as the page shows it: how long ago, and exactly, by the clock on
+// the wall of the host, which is that of the schedules.
 type moment struct {
 	At    time.Time
 	Words string // "3 days ago", "in 2 hours"
@@ -97,7 +98,7 @@ func newMoment(t, now time.Time) *moment {
 	if t.IsZero() {
 		return nil
 	}
-	m := &moment{At: t.UTC(), Words: span(now.Sub(t)) + " ago"}
+	m := &moment{At: t.In(now.Location()), Words: span(now.Sub(t)) + " ago"}
 	if t.After(now) {
 		m.Words = "in " + span(t.Sub(now))
 	}
@@ -105,7 +106,7 @@ func newMoment(t, now time.Time) *moment {
 }
 
 // Exact is the time to the minute.
-func (m *moment) Exact() string { return m.At.Format("2 January 2006, 15:04 UTC") }
+func (m *moment) Exact() string { return m.At.Format("2 January 2006, 15:04 MST") }
 
 // Machine is the time for the attribute datetime.
 func (m *moment) Machine() string { return m.At.Format(time.RFC3339) }

@@ -160,7 +160,7 @@ func fullSentence(f *history.Forecast, now time.Time) string {
 	case !at.After(now):
 		return "At the rate of late it is full now."
 	}
-	return fmt.Sprintf("At the rate of late it will be full %s, on %s.", newMoment(at, now).Words, at.UTC().Format("2 January 2006"))
+	return fmt.Sprintf("At the rate of late it will be full %s, on %s.", newMoment(at, now).Words, at.In(now.Location()).Format("2 January 2006"))
 }
 
 // Losses is what the loss of devices would cost beyond what is lost already.

@@ -161,7 +161,7 @@ func (r *Renderer) Answer(w io.Writer, a *Answer) error {
 type pageView struct{ *Page }
 
 // Now is the time of the page.
-func (p pageView) Now() *moment { return &moment{At: p.Page.Now.UTC()} }
+func (p pageView) Now() *moment { return &moment{At: p.Page.Now} }
 
 // Summary is what is said of all pools.
 type Summary struct {

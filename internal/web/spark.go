@@ -25,10 +25,15 @@ const (
 	sparkHeight = 100
 )
 
+// What of the history is drawn: how far back, and how many samples at most.
+const (
+	HistoryShown  = 90 * 24 * time.Hour
+	HistoryPoints = 150
+)
+
 // coarsestStep is the most that two samples are apart with nothing missing in
-// between: the page asks for 150 of 90 days, and a history is of quarters of an
-// hour.
-const coarsestStep = 15 * time.Hour
+// between.
+const coarsestStep = HistoryShown/HistoryPoints + history.Step
 
 // gapSteps is how many steps of the samples a line is drawn across. Beyond that it
 // would claim what nobody measured.
@@ -102,7 +107,7 @@ func newSpark(in *Input, now time.Time) *Spark {
 	y := func(free float64) float64 { return sparkHeight * (1 - free/float64(most)) }
 	s := &Spark{
 		Line: drawLine(h, x, y), Now: x(now), Most: size(most),
-		From: first.at.UTC().Format("2 Jan"), To: end.UTC().Format("2 Jan"),
+		From: first.at.In(now.Location()).Format("2 Jan"), To: end.In(now.Location()).Format("2 Jan"),
 		Words: fmt.Sprintf("What could be written: %s %s, %s now.", size(first.free), newMoment(first.at, now).Words, size(last.free)),
 	}
 	if now.Sub(last.at) > time.Hour { // the daemon did not run, or the pool was not read

@@ -486,6 +486,30 @@ func TestBarsAreToScale(t *testing.T) {
 	}
 }
 
+// The times of the page are by the same clock as the schedules: that on the wall.
+func TestTimesAreByTheClockOnTheWall(t *testing.T) {
+	there := now.Add(10 * time.Hour).In(time.FixedZone("CET", 60*60)) // 23:00
+	in := full(recorded(t)["attic"])
+	in.Read = there.Add(-10 * time.Minute).UTC()
+	in.History[0].Time = there.Add(-40*24*time.Hour + time.Hour).UTC()
+	pool := web.Build(in, web.Locked, there)
+	var b bytes.Buffer
+	if err := drawPage(t, &b, &web.Page{Now: there, Summary: web.NewSummary(nil, nil), Pools: []*web.Pool{pool}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`As of <time datetime="2026-11-26T23:00:00+01:00">26 November 2026, 23:00 CET</time>`,
+		`<time datetime="2026-11-26T22:50:00+01:00">26 November 2026, 22:50 CET</time>, 10 minutes ago`,
+	} {
+		if page := html.UnescapeString(b.String()); !strings.Contains(page, want) {
+			t.Errorf("the page does not say %s", want)
+		}
+	}
+	if from := pool.Space.Spark.From; from != "18 Oct" {
+		t.Errorf("the history is of %s on, want 18 Oct, which it was there at midnight", from)
+	}
+}
+
 func TestSparkGoesOnToTheDayItIsFull(t *testing.T) {
 	in := full(recorded(t)["attic"])
 	s := web.Build(in, web.Locked, now).Space.Spark

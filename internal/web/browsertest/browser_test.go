@@ -210,28 +210,37 @@ func (b *browser) fits(where string) {
 
 func TestPageCanBeUsedByEverybody(t *testing.T) {
 	d := serveRecorded(t)
-	for _, width := range []int64{375, 1440} {
-		for _, scheme := range []string{"light", "dark"} {
-			t.Run(fmt.Sprintf("%d %s", width, scheme), func(t *testing.T) {
-				b := newBrowser(t, width, 900, scheme, true)
-				b.do(chromedp.Navigate(d.url + "/"))
-				b.says("Live")
-				evaluate[bool](b, `document.querySelectorAll("details").forEach(d => { d.open = true }), true`)
-				b.fits("the page")
-				b.axe("the page")
-				// The first is what jumps over the rest.
-				b.do(chromedp.KeyEvent("\t"))
-				focus := evaluate[string](b, `document.activeElement.className`)
-				if focus != "skip" {
-					t.Errorf("the first key leads to %q, want the link to the pools", focus)
-				}
-				b.click(".ask button")
-				b.says("could be written")
-				b.axe("the answer to a what-if")
-				b.check(d)
-			})
+	for _, script := range []bool{true, false} {
+		for _, width := range []int64{375, 1440} {
+			for _, scheme := range []string{"light", "dark"} {
+				t.Run(fmt.Sprintf("script %t, %d %s", script, width, scheme), func(t *testing.T) {
+					usedByEverybody(newBrowser(t, width, 900, scheme, script), d)
+				})
+			}
 		}
 	}
+}
+
+func usedByEverybody(b *browser, d *daemon) {
+	b.t.Helper()
+	b.do(chromedp.Navigate(d.url + "/"))
+	if b.script {
+		b.says("Live")
+	}
+	evaluate[bool](b, `document.querySelectorAll("details").forEach(d => { d.open = true }), true`)
+	b.fits("the page")
+	b.axe("the page")
+	// The first is what jumps over the rest.
+	b.do(chromedp.KeyEvent("\t"))
+	focus := evaluate[string](b, `document.activeElement.className`)
+	if focus != "skip" {
+		b.t.Errorf("the first key leads to %q, want the link to the pools", focus)
+	}
+	b.click(".ask button")
+	b.says("could be written")
+	b.fits("the answer to a what-if")
+	b.axe("the answer to a what-if")
+	b.check(d)
 }
 
 // Whoever has no mouse gets to everything, in the order in which it stands there, sees
