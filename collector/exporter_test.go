@@ -616,7 +616,7 @@ func TestFactsThatAreUnknownCostTheirSeriesOnly(t *testing.T) {
 				}
 				*f = *g
 			}, nil, []string{"allocation", "loss", "metadata"},
-			[]string{"btrfs_block_groups", "btrfs_device_allocated_", "btrfs_pool_device_failures_", "btrfs_pool_worst_pair_", "btrfs_metadata_", "btrfs_device_metadata_"},
+			[]string{"btrfs_block_groups", "btrfs_device_allocated_", "btrfs_pool_device_failures_", "btrfs_pool_worst_pair_", "btrfs_pool_lost_", "btrfs_metadata_", "btrfs_device_metadata_"},
 		},
 		{
 			"all but what sysfs tells", func(f *collector.Facts) {
@@ -627,7 +627,7 @@ func TestFactsThatAreUnknownCostTheirSeriesOnly(t *testing.T) {
 			}, nil, []string{"allocation", "capacity", "device", "loss", "metadata"},
 			[]string{
 				"btrfs_pool_usable_", "btrfs_pool_free_", "btrfs_pool_stranded_", "btrfs_pool_metadata_free_", "btrfs_device_stranded_",
-				"btrfs_block_groups", "btrfs_device_allocated_", "btrfs_pool_device_failures_", "btrfs_pool_worst_pair_", "btrfs_metadata_", "btrfs_device_metadata_",
+				"btrfs_block_groups", "btrfs_device_allocated_", "btrfs_pool_device_failures_", "btrfs_pool_worst_pair_", "btrfs_pool_lost_", "btrfs_metadata_", "btrfs_device_metadata_",
 				"btrfs_pool_size_", "btrfs_pool_statfs_", "btrfs_pool_read_only", "btrfs_device_size_", "btrfs_device_unallocated_",
 			},
 		},
@@ -654,7 +654,7 @@ func TestFactsThatAreUnknownCostTheirSeriesOnly(t *testing.T) {
 			"the space accounting", func(f *collector.Facts) { f.Pool.Spaces, f.Report = nil, nil }, nil, []string{"capacity", "pool"},
 			[]string{
 				"btrfs_pool_usable_", "btrfs_pool_free_", "btrfs_pool_stranded_", "btrfs_pool_metadata_free_", "btrfs_device_stranded_",
-				"btrfs_pool_used_bytes", "btrfs_allocation_", "btrfs_pool_worst_pair_",
+				"btrfs_pool_used_bytes", "btrfs_allocation_", "btrfs_pool_worst_pair_", "btrfs_pool_lost_",
 			},
 		},
 	} {

@@ -290,6 +290,8 @@ func TestMissingDevice(t *testing.T) {
 		"btrfs_pool_device_failures_tolerated":   0,
 		`btrfs_device_size_bytes{devid="2"}`:     float64(3 * gib),
 		`btrfs_device_stranded_bytes{devid="3"}`: 0,
+
+		`btrfs_pool_lost_bytes{block_group_type="data"}`: 0,
 	})
 	checkFree(t, s, pool)
 }
