@@ -118,6 +118,22 @@ func (a *allocator) fill(r request, limit uint64) filled {
 	return total
 }
 
+// fillNoting fills as fill does, and notes on the devices of the layout what they
+// give.
+func (a *allocator) fillNoting(sp *space, limit uint64, devices []LayoutDevice) filled {
+	before := make([]uint64, len(a.devices))
+	for i := range a.devices {
+		before[i] = a.devices[i].available
+	}
+	made := a.fill(sp.request(), limit)
+	for i := range a.devices {
+		if d := &a.devices[i]; d.available != before[i] {
+			devices[d.index].allocate(sp.blockGroupType, sp.profile, int64(before[i]-d.available)) //nolint:gosec // a device has less than 8 EiB
+		}
+	}
+	return made
+}
+
 // wanted is the hole that the allocator looks for on each device.
 func (r *request) wanted() uint64 {
 	return min(r.chunkSize, maxStripe) * uint64(r.profile.DevStripes)

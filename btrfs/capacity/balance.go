@@ -64,6 +64,9 @@ type mover struct {
 	// the last committed transaction, so its place is free only after the
 	// next commit.
 	emptied *placedChunk
+	// devices note what they are used for, if that is wanted: those of the
+	// layout, or nil.
+	devices []LayoutDevice
 }
 
 // moverSpace is what is in the block groups that new extents can go to.
@@ -106,7 +109,7 @@ func (m *mover) relocate(c *placedChunk) bool {
 		t.used += sp.share(c)
 	}
 	for t.total == 0 || t.total < t.used {
-		made := m.allocator.fill(sp.request(), 1)
+		made := m.fill(sp)
 		if made.chunks == 0 && m.emptied != nil {
 			m.release()
 			continue
@@ -126,6 +129,14 @@ func (m *mover) relocate(c *placedChunk) bool {
 	return true
 }
 
+// fill makes a chunk, if there is room for it.
+func (m *mover) fill(sp *space) filled {
+	if m.devices == nil {
+		return m.allocator.fill(sp.request(), 1)
+	}
+	return m.allocator.fillNoting(sp, 1, m.devices)
+}
+
 // release frees the place of the chunk relocated last.
 func (m *mover) release() {
 	if m.emptied == nil {
@@ -134,6 +145,9 @@ func (m *mover) release() {
 	for _, stripe := range m.state.layout.stripes[m.emptied.first : m.emptied.first+m.emptied.stripes] {
 		if stripe.device >= 0 && m.byDevice[stripe.device] != nil {
 			m.byDevice[stripe.device].release(stripe.start, m.emptied.stripe)
+			if m.devices != nil {
+				m.devices[stripe.device].allocate(m.emptied.blockGroupType, m.emptied.profile, -int64(m.emptied.stripe))
+			}
 		}
 	}
 	m.emptied = nil

@@ -602,12 +602,17 @@ func TestWhatIf(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(fmt.Sprint(tt.changes), func(t *testing.T) {
-			r, _, err := WhatIf(p, l, tt.changes...)
+			r, devices, err := WhatIf(p, l, tt.changes...)
 			if !errors.Is(err, tt.err) {
 				t.Fatalf("error %v, want %v", err, tt.err)
 			}
 			if err != nil {
 				return
+			}
+			for _, d := range devices {
+				if bytes, known := d.ByType(); !known || d.Used > 0 && bytes[btrfs.Data]+bytes[btrfs.Metadata] == 0 {
+					t.Errorf("device %d: %d bytes are used, for %v", d.ID, d.Used, d.Allocated)
+				}
 			}
 			if free := float64(r.Free) / tib; free < tt.least || free > tt.most {
 				t.Errorf("free %.3f TiB (after a balance %.3f), want %.1f to %.1f", free, float64(r.FreeAfterBalance)/tib, tt.least, tt.most)

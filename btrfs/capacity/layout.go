@@ -41,8 +41,38 @@ type LayoutDevice struct {
 	// Holes are the free pieces, in order.
 	Holes []Hole
 	// Allocated is what the device gives to each type and profile, in that
-	// order. Empty unless the layout is exact.
+	// order. Empty where that is not known.
 	Allocated []DeviceAllocation
+}
+
+// ByType returns the bytes of the device's extents by the type of their block
+// groups; false where it is not known what all of them are for.
+func (d *LayoutDevice) ByType() (bytes [btrfs.Mixed + 1]uint64, known bool) {
+	var sum uint64
+	for _, a := range d.Allocated {
+		bytes[a.Type] += a.Bytes
+		sum += a.Bytes
+	}
+	return bytes, sum == d.Used
+}
+
+// allocate notes that the device gives so much more to a type and profile, or
+// so much less.
+func (d *LayoutDevice) allocate(t btrfs.BlockGroupType, p btrfs.Profile, bytes int64) {
+	i := slices.IndexFunc(d.Allocated, func(a DeviceAllocation) bool { return a.Type == t && a.Profile == p })
+	if i < 0 {
+		i = len(d.Allocated)
+		d.Allocated = append(d.Allocated, DeviceAllocation{Type: t, Profile: p})
+	}
+	d.Allocated[i].Bytes += uint64(bytes) //nolint:gosec // a difference
+}
+
+// tidyAllocated brings what allocate noted in order.
+func (d *LayoutDevice) tidyAllocated() {
+	d.Allocated = slices.DeleteFunc(d.Allocated, func(a DeviceAllocation) bool { return a.Bytes == 0 })
+	slices.SortFunc(d.Allocated, func(a, b DeviceAllocation) int {
+		return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Profile, b.Profile))
+	})
 }
 
 // Allocation is the sum of the block groups of one type and profile.
@@ -117,13 +147,7 @@ func (b *Builder) Add(c *btrfs.Chunk) error {
 			i = -1
 		} else {
 			b.extents[i] = append(b.extents[i], Hole{Start: s.Offset, Length: stripe})
-			d := &b.layout.Devices[i]
-			j := slices.IndexFunc(d.Allocated, func(a DeviceAllocation) bool { return a.Type == c.Type && a.Profile == c.Profile })
-			if j < 0 {
-				j = len(d.Allocated)
-				d.Allocated = append(d.Allocated, DeviceAllocation{Type: c.Type, Profile: c.Profile})
-			}
-			d.Allocated[j].Bytes += stripe
+			b.layout.Devices[i].allocate(c.Type, c.Profile, int64(stripe))
 		}
 		b.stripes = append(b.stripes, i)
 	}
@@ -176,9 +200,7 @@ func (b *Builder) Layout() (*Layout, error) {
 		if err := d.findHoles(b.extents[i]); err != nil {
 			return nil, err
 		}
-		slices.SortFunc(d.Allocated, func(a, b DeviceAllocation) int {
-			return cmp.Or(cmp.Compare(a.Type, b.Type), cmp.Compare(a.Profile, b.Profile))
-		})
+		d.tidyAllocated()
 	}
 	for _, s := range l.sets {
 		i := slices.IndexFunc(l.Allocations, func(a Allocation) bool { return a.Type == s.blockGroupType && a.Profile == s.profile })

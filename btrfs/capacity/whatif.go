@@ -50,10 +50,9 @@ func (c ReplaceDevice) String() string {
 func (c Convert) String() string { return fmt.Sprintf("convert %s to %s", c.Type, c.Profile) }
 
 // WhatIf returns the report that the pool would have after the changes, made
-// in their order, and its devices then, of which Allocated is not known. Neither
-// pool nor layout is changed. It fails with
-// ErrDoesNotFit where the kernel would refuse a change for want of space, and
-// says which one.
+// in their order, and its devices then. Neither pool nor layout is changed. It
+// fails with ErrDoesNotFit where the kernel would refuse a change for want of
+// space, and says which one.
 //
 // A conversion lays out the pool anew, as the balance does that it is. After a
 // removal or a smaller size the moved chunks are followed one by one in pools
@@ -68,6 +67,7 @@ func WhatIf(p *btrfs.Pool, l *Layout, changes ...Change) (*Report, []LayoutDevic
 	w.layout.Devices = slices.Clone(l.Devices)
 	for i := range w.layout.Devices {
 		w.layout.Devices[i].Holes = slices.Clone(l.Devices[i].Holes)
+		w.layout.Devices[i].Allocated = slices.Clone(l.Devices[i].Allocated)
 	}
 	for _, c := range changes {
 		if err := c.apply(w); err != nil {
@@ -77,9 +77,6 @@ func WhatIf(p *btrfs.Pool, l *Layout, changes ...Change) (*Report, []LayoutDevic
 	r, err := Calculate(&w.pool, &w.layout)
 	if err != nil {
 		return nil, nil, err
-	}
-	for i := range w.layout.Devices {
-		w.layout.Devices[i].Allocated = nil
 	}
 	return r, w.layout.Devices, nil
 }
@@ -244,6 +241,7 @@ func (w *whatIf) move(id, from uint64) error {
 	}
 	a := w.layout.allocator()
 	m := newMover(s, a)
+	m.devices = w.layout.Devices
 	before := m.types
 	kept := w.layout.chunks[:0:0]
 	for i := range w.layout.chunks {
@@ -264,6 +262,7 @@ func (w *whatIf) move(id, from uint64) error {
 		d := &w.layout.Devices[a.devices[i].index]
 		d.Used = d.Size - min(d.Size, a.devices[i].available)
 		d.Holes = slices.DeleteFunc(a.devices[i].holes, func(h Hole) bool { return h.Length == 0 || h.Start >= d.Size })
+		d.tidyAllocated()
 	}
 	for i := range w.pool.Spaces {
 		sp := &w.pool.Spaces[i]
@@ -299,13 +298,16 @@ func (w *whatIf) layOut() error {
 		return err
 	}
 	a := w.layout.emptyAllocator()
+	for i := range w.layout.Devices {
+		w.layout.Devices[i].Allocated = nil
+	}
 	for _, sp := range []*space{&s.system, &s.metadata, &s.data} {
 		if sp.profile == 0 {
 			continue
 		}
 		var total uint64
 		for total == 0 || total < s.room(sp) {
-			made := a.fill(sp.request(), max(s.room(sp), 1)-min(total, s.room(sp)))
+			made := a.fillNoting(sp, max(s.room(sp), 1)-min(total, s.room(sp)), w.layout.Devices)
 			if made.chunks == 0 {
 				return fmt.Errorf("%d bytes of %s: %w", sp.used, sp.blockGroupType, ErrDoesNotFit)
 			}
@@ -319,6 +321,7 @@ func (w *whatIf) layOut() error {
 		d := &w.layout.Devices[a.devices[i].index]
 		d.Holes = a.devices[i].holes
 		d.Used = d.Size - min(d.Size, a.devices[i].available)
+		d.tidyAllocated()
 	}
 	w.layout.chunks, w.layout.stripes, w.layout.sets, w.layout.Allocations = nil, nil, nil, nil
 	return nil

@@ -57,12 +57,12 @@ When it is full is not known: that takes a history of a day at least, which the 
 
 The devices after add=4TiB, remove=2:
 
-  devid  device                                                     size  allocated      free  stranded
-      1  /dev/loop63  ..........                                2.00 TiB        0 B  2.00 TiB       0 B
-      3  /dev/loop65  #...................                      4.00 TiB   13.0 GiB  3.99 TiB       0 B
-      4  /dev/loop66  #.......................................  8.00 TiB   26.0 GiB  7.97 TiB       0 B
-      5  (new)        #...................                      4.00 TiB   13.0 GiB  3.99 TiB       0 B
-  # allocated  . free for data
+  devid  device                                                     size      data  metadata      free  stranded
+      1  /dev/loop63  ..........                                2.00 TiB       0 B       0 B  2.00 TiB       0 B
+      3  /dev/loop65  #m..................                      4.00 TiB  13.0 GiB       0 B  3.99 TiB       0 B
+      4  /dev/loop66  #m......................................  8.00 TiB  25.0 GiB  1.00 GiB  7.97 TiB       0 B
+      5  (new)        #m..................                      4.00 TiB  12.0 GiB  1.00 GiB  3.99 TiB       0 B
+  # data  m metadata and system  . free for data
 `
 	if diff := cmp.Diff(want, stdout); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

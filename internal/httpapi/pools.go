@@ -184,7 +184,7 @@ type deviceSpaceView struct {
 	Missing bool   `json:"missing,omitempty"`
 	Size    uint64 `json:"size_bytes"`
 	// Allocated is in block groups. What these are for is left out where it is
-	// not known: without root, and in a what-if. Mixed ones are data.
+	// not known: without root. Mixed ones are data.
 	Allocated uint64            `json:"allocated_bytes"`
 	Data      btrfs.Opt[uint64] `json:"data_bytes,omitzero"`
 	Metadata  btrfs.Opt[uint64] `json:"metadata_bytes,omitzero"`
@@ -194,9 +194,9 @@ type deviceSpaceView struct {
 	Unusable  uint64            `json:"unusable_bytes"` // free, on a device that takes no chunks
 }
 
-// newDeviceSpaces shows the devices of a layout; kinds tells whether it is known what
-// their block groups are for. pathOf returns "" where there is no path.
-func newDeviceSpaces(r *capacity.Report, devices []capacity.LayoutDevice, kinds bool, pathOf func(id uint64) string) []deviceSpaceView {
+// newDeviceSpaces shows the devices of a layout. pathOf returns "" where there is no
+// path.
+func newDeviceSpaces(r *capacity.Report, devices []capacity.LayoutDevice, pathOf func(id uint64) string) []deviceSpaceView {
 	views := make([]deviceSpaceView, 0, len(devices))
 	for i := range devices {
 		d := &devices[i]
@@ -209,19 +209,9 @@ func newDeviceSpaces(r *capacity.Report, devices []capacity.LayoutDevice, kinds 
 			v.Stranded = min(r.Stranded[i], rest)
 			v.Free = rest - v.Stranded
 		}
-		if kinds {
-			var data, metadata, system uint64
-			for _, a := range d.Allocated {
-				switch a.Type {
-				case btrfs.Metadata:
-					metadata += a.Bytes
-				case btrfs.System:
-					system += a.Bytes
-				default:
-					data += a.Bytes
-				}
-			}
-			v.Data, v.Metadata, v.System = btrfs.Some(data), btrfs.Some(metadata), btrfs.Some(system)
+		if bytes, known := d.ByType(); known {
+			v.Data = btrfs.Some(bytes[btrfs.Data] + bytes[btrfs.Mixed])
+			v.Metadata, v.System = btrfs.Some(bytes[btrfs.Metadata]), btrfs.Some(bytes[btrfs.System])
 		}
 		views = append(views, v)
 	}
@@ -352,7 +342,7 @@ func (w *whatIf) answer(f *collector.Facts) (*capacityView, []deviceSpaceView, e
 		}
 		return pathOf(f.Pool, id)
 	}
-	return newCapacityView(report), newDeviceSpaces(report, devices, false, path), nil
+	return newCapacityView(report), newDeviceSpaces(report, devices, path), nil
 }
 
 // showCapacity answers with the capacity of a pool, and with that after changes
@@ -387,7 +377,7 @@ func (a *api) showCapacity(w http.ResponseWriter, r *http.Request) error {
 		Forecast      *forecastView     `json:"forecast,omitempty"`
 	}{
 		UUID: reading.UUID, Now: newCapacityView(f.Report),
-		Devices:  newDeviceSpaces(f.Report, f.Layout.Devices, f.Layout.Exact, func(id uint64) string { return pathOf(f.Pool, id) }),
+		Devices:  newDeviceSpaces(f.Report, f.Layout.Devices, func(id uint64) string { return pathOf(f.Pool, id) }),
 		Forecast: a.forecast(reading.UUID),
 	}
 	if len(asked.changes) > 0 {

@@ -161,7 +161,7 @@ func newDevices(in *Input, now time.Time) *Devices {
 	if d.Exact {
 		losses = f.Layout.LossMatrix()
 	}
-	kinds := make(map[Kind]bool)
+	seen := make(map[Kind]bool)
 	for i := range p.Devices {
 		dev := &p.Devices[i]
 		row := Device{
@@ -174,7 +174,7 @@ func newDevices(in *Input, now time.Time) *Devices {
 		parts := partsOf(f, dev, stranded)
 		row.Bar = newBar(row.Name, dev.Size.Value, largest, parts)
 		for _, s := range row.Bar.Segments {
-			kinds[s.Kind] = true
+			seen[s.Kind] = true
 		}
 		row.fill(parts, p.Space(btrfs.Mixed) != nil)
 		if spread, ok := f.Spread.Get(); ok && d.Exact {
@@ -199,8 +199,8 @@ func newDevices(in *Input, now time.Time) *Devices {
 		}
 		d.Rows = append(d.Rows, row)
 	}
-	for _, k := range []Kind{KindData, KindMixed, KindMetadata, KindSystem, KindAllocated, KindFree, KindStranded, KindUnusable} {
-		if kinds[k] {
+	for _, k := range kinds() {
+		if seen[k] {
 			d.Legend = append(d.Legend, k)
 		}
 	}
@@ -225,42 +225,38 @@ func partsOf(f *factsOf, dev *btrfs.Device, stranded map[uint64]uint64) []part {
 	if !known {
 		return nil
 	}
-	var data, metadata, mixed, system, rest uint64
-	used := dev.Used.Value
+	d := &capacity.LayoutDevice{Size: total, Used: dev.Used.Value}
 	exact := false
 	if f.Layout != nil && f.Layout.Exact {
-		for _, d := range f.Layout.Devices {
-			if d.ID != dev.ID {
-				continue
-			}
-			exact, used = true, d.Used
-			for _, a := range d.Allocated {
-				switch a.Type {
-				case btrfs.Metadata:
-					metadata += a.Bytes
-				case btrfs.System:
-					system += a.Bytes
-				case btrfs.Mixed:
-					mixed += a.Bytes
-				default:
-					data += a.Bytes
-				}
-			}
+		if i := slices.IndexFunc(f.Layout.Devices, func(d capacity.LayoutDevice) bool { return d.ID == dev.ID }); i >= 0 {
+			d, exact = &f.Layout.Devices[i], true
 		}
 	}
-	if !exact {
-		if !dev.Used.Known {
-			return nil
-		}
-		rest = used
+	if !exact && !dev.Used.Known {
+		return nil
 	}
-	free := total - min(total, used)
-	parts := []part{{KindData, data}, {KindMixed, mixed}, {KindMetadata, metadata}, {KindSystem, system}, {KindAllocated, rest}}
-	if !dev.Usable() {
+	return divide(d, total, dev.Usable(), stranded[dev.ID])
+}
+
+// divide returns the parts of a device of a size in bytes.
+func divide(d *capacity.LayoutDevice, total uint64, usable bool, stranded uint64) []part {
+	var parts []part
+	if bytes, known := d.ByType(); known {
+		parts = []part{{KindData, bytes[btrfs.Data]}, {KindMixed, bytes[btrfs.Mixed]}, {KindMetadata, bytes[btrfs.Metadata]}, {KindSystem, bytes[btrfs.System]}}
+	} else {
+		parts = []part{{KindAllocated, d.Used}}
+	}
+	free := total - min(total, d.Used)
+	if !usable {
 		return append(parts, part{KindUnusable, free})
 	}
-	out := min(stranded[dev.ID], free)
+	out := min(stranded, free)
 	return append(parts, part{KindFree, free - out}, part{KindStranded, out})
+}
+
+// kinds are all there are, in the order in which a device shows them.
+func kinds() []Kind {
+	return []Kind{KindData, KindMixed, KindMetadata, KindSystem, KindAllocated, KindFree, KindStranded, KindUnusable}
 }
 
 // fill fills the row in. What is allocated for a use that is not known has no figure;

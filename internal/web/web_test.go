@@ -657,6 +657,15 @@ func TestWhatIfSaysWhatTheSimulationSays(t *testing.T) {
 	if last := a.Bars[len(a.Bars)-1]; last.Label != "the new device, 8.00 TiB" {
 		t.Errorf("the new device is called %q", last.Label)
 	}
+	// What the devices are used for is told, whatever is changed.
+	for _, change := range []capacity.Change{change, capacity.RemoveDevice{ID: 1}, capacity.Convert{Type: btrfs.Data, Profile: btrfs.RAID1C3}} {
+		a := web.WhatIf(facts, []capacity.Change{change}, 0)
+		for kind, want := range map[web.Kind]bool{web.KindData: true, web.KindMetadata: true, web.KindSystem: true, web.KindAllocated: false} {
+			if slices.Contains(a.Kinds, kind) != want {
+				t.Errorf("%s: the picture shows %v", change, a.Kinds)
+			}
+		}
+	}
 	if a := web.WhatIf(facts, []capacity.Change{capacity.ReplaceDevice{ID: 1, Size: gib}}, 0); !strings.Contains(a.Error, "smaller than the old one") {
 		t.Errorf("a replace that cannot be done: %+v", a)
 	}

@@ -131,22 +131,17 @@ func (a *Answer) draw(p *btrfs.Pool, report *capacity.Report, devices []capacity
 		if p.Device(d.ID) != nil {
 			name = deviceName(p, d.ID)
 		}
-		free := d.Size - min(d.Size, d.Used)
 		stranded := uint64(0)
 		if i < len(report.Stranded) {
-			stranded = min(report.Stranded[i], free)
+			stranded = report.Stranded[i]
 		}
-		parts := []part{{KindAllocated, d.Used}, {KindFree, free - stranded}, {KindStranded, stranded}}
-		if d.Missing || !d.Usable {
-			parts = []part{{KindAllocated, d.Used}, {KindUnusable, free}}
-		}
-		b := newBar(name, d.Size, largest, parts)
+		b := newBar(name, d.Size, largest, divide(d, d.Size, d.Usable, stranded))
 		for _, s := range b.Segments {
 			seen[s.Kind] = true
 		}
 		a.Bars = append(a.Bars, b)
 	}
-	for _, k := range []Kind{KindAllocated, KindFree, KindStranded, KindUnusable} {
+	for _, k := range kinds() {
 		if seen[k] {
 			a.Kinds = append(a.Kinds, k)
 		}
