@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -181,6 +183,56 @@ func TestPrometheusWithCertificatesAndAPassword(t *testing.T) {
 			t.Errorf("%s: a password is in the log:\n%s", name, p.logged())
 		}
 	}
+}
+
+// TestRotatedFilesAreReadAgain gives the daemon's client other certificates and
+// another password in the files that it knows, as a renewal does.
+func TestRotatedFilesAreReadAgain(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	type wanted struct {
+		pair     tls.Certificate
+		clients  *x509.CertPool
+		password string
+	}
+	var now atomic.Pointer[wanted]
+	rotate := func(to string) {
+		certificate(t, path("ca.pem"), path("server.key"))
+		clients := certificate(t, path("client.pem"), path("client.key"))
+		writeFile(t, path("password"), to+"\n")
+		pair, err := tls.LoadX509KeyPair(path("ca.pem"), path("server.key"))
+		must(t, err)
+		now.Store(&wanted{pair, clients, to})
+	}
+	rotate("first")
+	prometheus := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, got, _ := r.BasicAuth(); got != now.Load().password {
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+		}
+	}))
+	prometheus.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+		w := now.Load()
+		return &tls.Config{Certificates: []tls.Certificate{w.pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: w.clients}, nil
+	}}
+	prometheus.StartTLS()
+	defer prometheus.Close()
+	writeFile(t, path("http.yml"), "tls_config: {ca_file: ca.pem, cert_file: client.pem, key_file: client.key}\nbasic_auth: {username: reader, password_file: password}\n")
+	server, err := (&serveCommand{prometheusURL: prometheus.URL, prometheusHTTP: path("http.yml")}).prometheusServer()
+	must(t, err)
+	ask := func(when string) {
+		t.Helper()
+		response, err := server.client.Get(prometheus.URL)
+		must(t, err)
+		must(t, response.Body.Close())
+		if response.StatusCode != http.StatusOK {
+			t.Errorf("%s it answers %s", when, response.Status)
+		}
+	}
+	ask("at first")
+	// A connection lives by what it was made with.
+	prometheus.CloseClientConnections()
+	rotate("second")
+	ask("after a renewal")
 }
 
 // Nobody looks, so that nothing is asked of that address.
