@@ -236,11 +236,11 @@ func poolDevices(p *page, t *alerts.Thresholds) {
 	p.place(redundancy, 8, 8)
 
 	loss := timeSeries(text{"Lost with the worst two devices", "Block groups that are lost with those two devices whose loss costs most, used or not; and those that are lost already with what is missing. Alert: BtrfsDeviceMissing.", noChunks}, "bytes",
-		query{`sum by (job, instance, uuid) (btrfs_pool_lost_bytes{POOL})`, "lost already", vermillion},
 		query{`btrfs_pool_worst_pair_loss_bytes{POOL, block_group_type="data"}`, "data", blue},
 		query{`btrfs_pool_worst_pair_loss_bytes{POOL, block_group_type="metadata"}`, "metadata", orange},
 		query{`btrfs_pool_worst_pair_loss_bytes{POOL, block_group_type="system"}`, "system", reddishPurple},
-		query{`btrfs_pool_worst_pair_loss_bytes{POOL, block_group_type="mixed"}`, "mixed", skyBlue})
+		query{`btrfs_pool_worst_pair_loss_bytes{POOL, block_group_type="mixed"}`, "mixed", skyBlue},
+		query{`sum by (job, instance, uuid) (btrfs_pool_lost_bytes{POOL})`, "lost already", vermillion})
 	loss.fromZero()
 	p.place(loss, 8, 8)
 }

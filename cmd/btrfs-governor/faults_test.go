@@ -29,7 +29,7 @@ import (
 // happens. Other tests' pools are on the machine as well: they look at their
 // own only.
 
-func newPool(t *testing.T, rig *btrfstest.Rig, options btrfstest.PoolOptions) *btrfstest.Pool {
+func newPool(t testing.TB, rig *btrfstest.Rig, options btrfstest.PoolOptions) *btrfstest.Pool {
 	t.Helper()
 	pool, err := rig.NewPool(options)
 	must(t, err)

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 
 // process is a running `btrfs-governor serve`.
 type process struct {
-	t      *testing.T
+	t      testing.TB
 	cmd    *exec.Cmd
 	addrs  []string      // where it listens
 	client *http.Client  // with connections of its own
@@ -59,7 +59,7 @@ func withFile(f *os.File) option {
 
 // startServe starts the daemon and waits until it listens on as many addresses
 // as given. It ends with the test.
-func startServe(t *testing.T, listeners int, args []string, options ...option) *process {
+func startServe(t testing.TB, listeners int, args []string, options ...option) *process {
 	t.Helper()
 	program, err := os.Executable()
 	if err != nil {

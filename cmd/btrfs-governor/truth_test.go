@@ -171,7 +171,7 @@ func listSizes(sizes []int64) string {
 	return strings.Join(list, " + ")
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
