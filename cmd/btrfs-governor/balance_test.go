@@ -14,7 +14,7 @@ import (
 	"github.com/btrfs-governor/btrfs-governor/btrfs/btrfstest"
 )
 
-var balancePools = flag.Int("balance.n", 10, "pools that TestFreeAfterBalance wants to be right about")
+var balancePools = flag.Int("balance.n", 6, "pools that TestFreeAfterBalance wants to be right about")
 
 // TestFreeAfterBalance compares btrfs_pool_free_after_balance_bytes with what
 // fits after a real full balance of aged pools, until so many of them were at
