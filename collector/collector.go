@@ -95,6 +95,8 @@ type Exporter struct {
 
 	success, duration *metric
 
+	mounts *btrfs.MountTable
+
 	mu      sync.Mutex
 	timeout time.Duration
 	exclude func(btrfs.UUID, string) bool
@@ -102,8 +104,6 @@ type Exporter struct {
 	// discoveryFault is the last error of discovery, so that one that lasts
 	// is logged once.
 	discoveryFault string
-	discovering    *discovery // under way; nil if none is
-	mounts         []btrfs.Mount
 }
 
 type namedCollector struct {
@@ -136,6 +136,7 @@ func New(c Config) (*Exporter, error) {
 		e.collectors = append(e.collectors, c)
 		e.metrics = append(e.metrics, c.metrics()...)
 	}
+	e.mounts = btrfs.NewMountTable(c.Source.Mounts)
 	slices.SortFunc(e.metrics, func(a, b *metric) int { return cmp.Compare(a.name, b.name) })
 	for i, m := range e.metrics {
 		m.place = i

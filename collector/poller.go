@@ -23,51 +23,13 @@ type reading struct {
 	ignored bool // excluded, or gone
 }
 
-// discovery is a search for the mounted pools under way, shared by all scrapes
-// that come meanwhile.
-type discovery struct {
-	started time.Time
-	done    chan struct{} // closed when mounts and err are set
-	mounts  []btrfs.Mount
-	err     error
-}
-
-// discover returns the mounted pools. The mount table can hang with a disk: to
-// name the subvolume of a mount, the kernel searches the trees of its
-// filesystem (btrfs_show_options in fs/btrfs/super.c). Then the pools are those
-// found last.
-func (e *Exporter) discover() ([]btrfs.Mount, error) {
-	e.mu.Lock()
-	d, timeout := e.discovering, e.timeout
-	if d == nil {
-		d = &discovery{started: time.Now(), done: make(chan struct{})}
-		e.discovering = d
-		go func() {
-			d.mounts, d.err = e.source.Mounts()
-			e.mu.Lock()
-			e.discovering, e.mounts = nil, d.mounts
-			e.mu.Unlock()
-			close(d.done)
-		}()
-	}
-	e.mu.Unlock()
-
-	timer := time.NewTimer(timeout/2 - time.Since(d.started))
-	defer timer.Stop()
-	select {
-	case <-d.done:
-		return d.mounts, d.err
-	case <-timer.C:
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.mounts, fmt.Errorf("the mount table gives no answer: a disk may hang (see the kernel log); the pools are those found %s ago", time.Since(d.started).Round(time.Minute))
-}
-
 // read starts reading every pool and yields each as it is done, in the order
 // of the source. What the iterator waits for is bounded by the timeout.
 func (e *Exporter) read() (iter.Seq[reading], error) {
-	mounts, err := e.discover()
+	e.mu.Lock()
+	patience := e.timeout / 2
+	e.mu.Unlock()
+	mounts, err := e.mounts.List(patience)
 
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -79,7 +79,7 @@ func (a *pass) ended(w *worker, err error) {
 	case err == nil, errors.Is(err, errStopped):
 		return
 	case errors.Is(err, errCancelled), errors.Is(err, errBusy), errors.Is(err, errOperation),
-		errors.Is(err, errNotMounted), errors.Is(err, errReadOnlyPool):
+		errors.Is(err, errNotMounted), errors.Is(err, btrfs.ErrNoAnswer), errors.Is(err, errReadOnlyPool):
 		a.end(err)
 		return
 	}
@@ -255,22 +255,18 @@ func (a *pass) cancelOnce() {
 
 // open opens a mounted pool and makes sure that it is the one.
 func (r *Runner) open(uuid btrfs.UUID) (*btrfs.Filesystem, *btrfs.Mount, error) {
-	mounts, err := r.client.Mounts()
-	for i := range mounts {
-		m := &mounts[i]
-		if m.UUID != uuid {
-			continue
-		}
-		f, _, err := r.client.Open(m)
-		if errors.Is(err, btrfs.ErrUnmounted) {
-			return nil, nil, fmt.Errorf("%w: %w", errNotMounted, err)
-		}
-		return f, m, err
-	}
-	if err != nil {
+	m, err := r.mounts.Find(uuid, tablePatience)
+	switch {
+	case err != nil:
 		return nil, nil, err
+	case m == nil:
+		return nil, nil, errNotMounted
 	}
-	return nil, nil, errNotMounted
+	f, _, err := r.client.Open(m)
+	if errors.Is(err, btrfs.ErrUnmounted) {
+		return nil, nil, fmt.Errorf("%w: %w", errNotMounted, err)
+	}
+	return f, m, err
 }
 
 // limit sets the limit of all devices of the pass, and notes before the first

@@ -2,6 +2,7 @@ package scrub_test
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -276,6 +277,63 @@ func TestHungDiskBlocksNobody(t *testing.T) {
 	if s := r.finish(uuidOf(t, hung)); s.State != scrub.Cancelled {
 		t.Errorf("it ended as %s: %s", s.State, s.Reason)
 	}
+}
+
+// The kernel searches the trees of a pool for the name of a mounted subvolume when
+// the mount table is read, so that a disk that hangs holds up whoever reads it.
+func TestHungMountTableBlocksNobody(t *testing.T) {
+	btrfstest.RequireFUSE(t)
+	rig := btrfstest.New(t)
+	faults, err := rig.NewFaultDir()
+	must(t, err)
+	disk, err := faults.NewDisk(gib)
+	must(t, err)
+	hung, err := rig.NewPool(btrfstest.PoolOptions{Disks: []*btrfstest.Disk{disk.Disk}, Data: "single", Metadata: "single", MkfsArgs: []string{"-n", "4096"}})
+	must(t, err)
+	for i := range 100 { // the root of the tree of roots is never let go, its leaves are
+		must(t, hung.NewSubvolume(fmt.Sprint("subvolume", i)))
+	}
+	must(t, hung.Unmount())
+	must(t, hung.Mount("subvol=subvolume50"))
+	other := cleanPool(t, rig)
+	r := start(t, newDirs(t))
+	r.begin(uuidOf(t, other), slowly)
+	r.until(uuidOf(t, other), "it runs", isRunning)
+
+	must(t, hung.DropCaches())
+	disk.Hang()
+	defer disk.Release()
+	read := make(chan error, 1)
+	go func() {
+		_, err := os.ReadFile("/proc/self/mountinfo")
+		read <- err
+	}()
+	for deadline := time.Now().Add(patience); disk.Waiting() == 0; time.Sleep(time.Millisecond) {
+		select {
+		case err := <-read:
+			t.Fatalf("the mount table is read: %v", err)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing waits for the disk")
+		}
+	}
+	_, err = r.Cancel(uuidOf(t, other))
+	must(t, err)
+	if s := r.finish(uuidOf(t, other)); s.State != scrub.Cancelled {
+		t.Errorf("the other pool's scrub ended as %s: %s", s.State, s.Reason)
+	}
+	r.begin(uuidOf(t, other), scrub.Options{Mode: scrub.Full})
+	if s := r.finish(uuidOf(t, other)); s.State != scrub.Finished {
+		t.Errorf("the next one ended as %s: %s", s.State, s.Reason)
+	}
+	select {
+	case <-read:
+		t.Error("the mount table did not hang all that time")
+	default:
+	}
+	disk.Release()
+	must(t, <-read)
 }
 
 // A person pauses or cancels the scrub of a disk that hangs, and the daemon is

@@ -87,6 +87,7 @@ type Schedule struct {
 type Runner struct {
 	logger    log.Logger
 	client    *btrfs.Client
+	mounts    *btrfs.MountTable
 	paths     btrfs.Paths
 	state     *state.Dir
 	jobs      *job.Store
@@ -109,7 +110,7 @@ type Runner struct {
 // damaged is set aside with a warning.
 func New(c Config) (*Runner, error) {
 	r := &Runner{
-		logger: c.Logger, client: c.Client, paths: c.Paths, state: c.State, jobs: c.Jobs, statusDir: c.StatusDir, batch: c.BatchBytes, only: c.Only, now: c.Now,
+		logger: c.Logger, client: c.Client, mounts: btrfs.NewMountTable(c.Client.Mounts), paths: c.Paths, state: c.State, jobs: c.Jobs, statusDir: c.StatusDir, batch: c.BatchBytes, only: c.Only, now: c.Now,
 		changed: make(chan struct{}, 1), pools: make(map[btrfs.UUID]*pool), places: make(map[btrfs.UUID][]string),
 	}
 	if r.statusDir == "" {
@@ -371,6 +372,11 @@ func (r *Runner) Start(uuid btrfs.UUID, o Options, requester string) (job.Job, e
 // openPatience is how long a pool may take to be opened.
 const openPatience = 10 * time.Second
 
+// tablePatience is how long a reading of the mount table is waited for. It is short,
+// for each batch waits: what was found before serves as well, since the pool's UUID
+// is read from the open mount.
+const tablePatience = 500 * time.Millisecond
+
 // Plan says what a scrub would do now. ErrRefused says that it would do
 // nothing, and why.
 func (r *Runner) Plan(uuid btrfs.UUID, o Options) (*Plan, error) {
@@ -517,7 +523,7 @@ func (r *Runner) runSchedules() {
 	if len(schedules) == 0 || r.state == nil {
 		return
 	}
-	mounts, err := r.client.Mounts()
+	mounts, err := r.mounts.List(tablePatience)
 	if err != nil {
 		level.Warn(r.logger).Log("msg", "could not find all pools to scrub", "err", err)
 	}

@@ -174,7 +174,7 @@ func (p *pool) progsStatus() []statusfile.Device {
 
 // lookForForeign notes the scrubs that others run on mounted pools.
 func (r *Runner) lookForForeign() {
-	mounts, err := r.client.Mounts()
+	mounts, err := r.mounts.List(tablePatience)
 	if err != nil && len(mounts) == 0 {
 		return
 	}

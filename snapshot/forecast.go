@@ -31,7 +31,7 @@ const maxForecast = 20_000
 
 // Forecast foretells what the configured schedule and retention do until then.
 func (r *Runner) Forecast(uuid btrfs.UUID, until time.Time) (*Forecast, error) {
-	if _, err := r.mounts.find(uuid); err != nil {
+	if _, err := r.findMount(uuid); err != nil {
 		return nil, err
 	}
 	s, location, configured := r.settingsOf(uuid)

@@ -17,7 +17,7 @@ import (
 // made, the oldest first. With sizes it finds out what deleting each would give
 // back, which takes as long as there is file data to look up, or until ctx is done.
 func (r *Runner) List(ctx context.Context, uuid btrfs.UUID, sizes bool) (*List, error) {
-	if _, err := r.mounts.find(uuid); err != nil {
+	if _, err := r.findMount(uuid); err != nil {
 		return nil, err
 	}
 	p, err := r.pool(uuid)

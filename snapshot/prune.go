@@ -157,7 +157,7 @@ func (p *pool) findSent(ctx context.Context, live map[uint64]btrfs.Subvolume, ma
 	for id := range live {
 		see(p.uuid, live[id].ReceivedUUID)
 	}
-	mounts, err := p.runner.mounts.list()
+	mounts, err := p.runner.mounts.List(tablePatience)
 	if err != nil {
 		level.Warn(p.runner.logger).Log("msg", "not all pools could be asked which snapshots they received", "pool", p.uuid, "err", err)
 	}

@@ -52,7 +52,7 @@ type Runner struct {
 	jobs   *job.Store
 	free   func(btrfs.UUID) (uint64, error)
 	clock  Clock
-	mounts *mountTable
+	mounts *btrfs.MountTable
 
 	mu       sync.Mutex
 	settings Settings
@@ -68,7 +68,7 @@ type Runner struct {
 func New(c Config) (*Runner, error) {
 	r := &Runner{
 		logger: c.Logger, client: c.Client, state: c.State, jobs: c.Jobs, free: c.Free, clock: c.Clock,
-		mounts: newMountTable(c.Client), pools: make(map[btrfs.UUID]*pool), received: make(map[btrfs.UUID]*receivedIndex), changed: make(chan struct{}),
+		mounts: btrfs.NewMountTable(c.Client.Mounts), pools: make(map[btrfs.UUID]*pool), received: make(map[btrfs.UUID]*receivedIndex), changed: make(chan struct{}),
 	}
 	if r.clock == nil {
 		r.clock = machineClock{}
@@ -214,7 +214,7 @@ func (r *Runner) Run(ctx context.Context) error {
 
 // look wakes the workers of all pools that are mounted.
 func (r *Runner) look() {
-	mounts, err := r.mounts.list()
+	mounts, err := r.mounts.List(tablePatience)
 	if err != nil {
 		level.Warn(r.logger).Log("msg", "could not find all pools to take snapshots of", "err", err)
 	}
@@ -245,7 +245,7 @@ func (r *Runner) open(uuid btrfs.UUID, found *btrfs.Mount) (*btrfs.Filesystem, *
 			return f, found, nil
 		}
 	}
-	m, err := r.mounts.find(uuid)
+	m, err := r.findMount(uuid)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -255,7 +255,7 @@ func (r *Runner) open(uuid btrfs.UUID, found *btrfs.Mount) (*btrfs.Filesystem, *
 
 // openToRead opens a pool anywhere.
 func (r *Runner) openToRead(uuid btrfs.UUID) (*btrfs.Filesystem, *btrfs.Mount, error) {
-	m, err := r.mounts.find(uuid)
+	m, err := r.findMount(uuid)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -267,7 +267,7 @@ func (r *Runner) openToRead(uuid btrfs.UUID) (*btrfs.Filesystem, *btrfs.Mount, e
 func (r *Runner) Create(uuid btrfs.UUID, o CreateOptions, requester string) (job.Job, error) {
 	// First: of a pool that is not mounted the label is not known, and so not what
 	// the configuration says of it.
-	m, err := r.mounts.find(uuid)
+	m, err := r.findMount(uuid)
 	if err != nil {
 		return job.Job{}, err
 	}
@@ -295,7 +295,7 @@ func (r *Runner) Delete(uuid btrfs.UUID, name, requester string) (job.Job, error
 	if _, err := r.findOurs(uuid, name); err != nil {
 		return job.Job{}, err
 	}
-	if _, err := r.mounts.find(uuid); err != nil {
+	if _, err := r.findMount(uuid); err != nil {
 		return job.Job{}, err
 	}
 	request := map[string]string{"name": name}
@@ -321,7 +321,7 @@ func (r *Runner) findOurs(uuid btrfs.UUID, name string) (record, error) {
 
 // Prune asks for the deletion of what no rule keeps. It is a job.
 func (r *Runner) Prune(uuid btrfs.UUID, requester string) (job.Job, error) {
-	if _, err := r.mounts.find(uuid); err != nil {
+	if _, err := r.findMount(uuid); err != nil {
 		return job.Job{}, err
 	}
 	if err := r.prunable(uuid); err != nil {
@@ -381,7 +381,7 @@ func (r *Runner) running(uuid btrfs.UUID) (*pool, error) {
 
 // mounted is running for a pool that is mounted.
 func (r *Runner) mounted(uuid btrfs.UUID) (*pool, error) {
-	if _, err := r.mounts.find(uuid); err != nil {
+	if _, err := r.findMount(uuid); err != nil {
 		return nil, err
 	}
 	return r.running(uuid)
@@ -452,7 +452,7 @@ const openPatience = 10 * time.Second
 // one slot one is answered after the other: a disk that hangs costs one thread.
 func ask[T any](ctx context.Context, p *pool, slot chan struct{}, do func() (T, error)) (T, error) {
 	var none T
-	ctx, cancel := context.WithTimeoutCause(ctx, openPatience, fmt.Errorf("pool %s: %w", p.uuid, ErrNoAnswer))
+	ctx, cancel := context.WithTimeoutCause(ctx, openPatience, fmt.Errorf("pool %s: %w", p.uuid, btrfs.ErrNoAnswer))
 	defer cancel()
 	select {
 	case slot <- struct{}{}:
@@ -511,62 +511,19 @@ func (r *Runner) stopped() <-chan struct{} {
 	return r.ctx.Done()
 }
 
-// mountTable is the mount table, which can hang with a disk of any pool: who
-// cannot wait gets the last one.
-type mountTable struct {
-	client *btrfs.Client
-
-	mu      sync.Mutex
-	reading chan struct{} // closed when the reading under way has ended; nil: none is
-	mounts  []btrfs.Mount
-	err     error
-}
-
-func newMountTable(c *btrfs.Client) *mountTable { return &mountTable{client: c} }
-
 // tablePatience is how long a reading of the mount table is waited for.
 const tablePatience = 5 * time.Second
 
-func (t *mountTable) list() ([]btrfs.Mount, error) {
-	t.mu.Lock()
-	reading := t.reading
-	if reading == nil {
-		reading = make(chan struct{})
-		t.reading = reading
-		go func() {
-			mounts, err := t.client.Mounts()
-			t.mu.Lock()
-			t.mounts, t.err, t.reading = mounts, err, nil
-			t.mu.Unlock()
-			close(reading)
-		}()
-	}
-	t.mu.Unlock()
-	timer := time.NewTimer(tablePatience)
-	defer timer.Stop()
-	select {
-	case <-reading:
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		return slices.Clone(t.mounts), t.err
-	case <-timer.C:
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		return slices.Clone(t.mounts), fmt.Errorf("the mount table gives %w", ErrNoAnswer)
-	}
-}
-
-func (t *mountTable) find(uuid btrfs.UUID) (*btrfs.Mount, error) {
-	mounts, err := t.list()
-	for i := range mounts {
-		if mounts[i].UUID == uuid && len(mounts[i].Points) > 0 {
-			return &mounts[i], nil
-		}
-	}
-	if err != nil {
+// findMount returns the mount of a pool.
+func (r *Runner) findMount(uuid btrfs.UUID) (*btrfs.Mount, error) {
+	m, err := r.mounts.Find(uuid, tablePatience)
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("pool %s: %w", uuid, err)
+	case m == nil:
+		return nil, fmt.Errorf("pool %s: %w", uuid, ErrUnknownPool)
 	}
-	return nil, fmt.Errorf("pool %s: %w", uuid, ErrUnknownPool)
+	return m, nil
 }
 
 // allPools returns what is kept of all pools, in no order.

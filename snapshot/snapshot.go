@@ -25,7 +25,6 @@ var (
 	ErrInvalid     = errors.New("the request cannot be carried out")
 	ErrRefused     = errors.New("refused")
 	ErrBusy        = errors.New("try again later")
-	ErrNoAnswer    = errors.New("no answer: a disk may hang (see the kernel log)")
 )
 
 // Kinds of jobs.

@@ -209,7 +209,7 @@ func withTimeout(t *testing.T, timeout time.Duration) string {
 func needsChunks(key string) bool {
 	return slices.ContainsFunc([]string{
 		"btrfs_block_groups{", "btrfs_device_allocated_bytes{", "btrfs_metadata_", "btrfs_device_metadata_share_ratio{",
-		"btrfs_pool_device_failures_tolerated", "btrfs_pool_worst_pair_loss_bytes{",
+		"btrfs_pool_device_failures_tolerated", "btrfs_pool_worst_pair_loss_bytes{", "btrfs_pool_lost_bytes{",
 	}, func(prefix string) bool { return strings.HasPrefix(key, prefix) })
 }
 

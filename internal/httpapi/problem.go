@@ -68,7 +68,7 @@ func problemOf(err error) *problem {
 		return problemf(http.StatusConflict, "%v: start one with POST to the pool's scrub.", err)
 	case errors.Is(err, scrub.ErrForeign), errors.Is(err, scrub.ErrRefused), errors.Is(err, snapshot.ErrRefused):
 		return problemf(http.StatusConflict, "%v.", err)
-	case errors.Is(err, snapshot.ErrBusy), errors.Is(err, snapshot.ErrNoAnswer):
+	case errors.Is(err, snapshot.ErrBusy), errors.Is(err, btrfs.ErrNoAnswer):
 		return problemf(http.StatusServiceUnavailable, "%v.", err)
 	case errors.Is(err, scrub.ErrInvalid), errors.Is(err, snapshot.ErrInvalid):
 		return problemf(http.StatusBadRequest, "%v.", err)
