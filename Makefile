@@ -40,7 +40,7 @@ build: ## build ./btrfs-governor
 
 .PHONY: test
 test: packages axe test-arch ## run all tests (as root: on real pools too)
-	$(GO) test $(RACE) -count=1 -timeout 25m ./...
+	$(GO) test $(RACE) -count=1 -timeout 60m ./...
 
 .PHONY: test-arch
 test-arch: packages ## run the ABI tests of package btrfs for arm, arm64 and 386

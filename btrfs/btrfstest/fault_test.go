@@ -221,16 +221,24 @@ func TestSlowDiskSeeksAndTransfers(t *testing.T) {
 		}
 		return time.Since(start)
 	}
-	fast := scattered()
+	const least = 16 * DefaultSeek
+	// A machine with other work may be slow at times.
+	fast := func(when string) {
+		t.Helper()
+		took := scattered()
+		for deadline := time.Now().Add(time.Minute); took >= least; took = scattered() {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s 16 scattered reads take %v, want less than %v", when, took, least)
+			}
+		}
+	}
+	fast("at first")
 	disks[0].Slow(0, 0)
-	slow := scattered()
+	if slow := scattered(); slow < least {
+		t.Errorf("16 scattered reads took %v on a slow disk, want at least %v", slow, least)
+	}
 	disks[0].Fast()
-	if least := 16 * DefaultSeek; slow < fast || slow < least {
-		t.Errorf("16 scattered reads took %v on a slow disk and %v on a fast one, want at least %v", slow, fast, least)
-	}
-	if again := scattered(); again >= slow {
-		t.Errorf("16 scattered reads took %v after the disk was fast again, and %v when it was slow", again, slow)
-	}
+	fast("after the disk was fast again")
 }
 
 func TestArmServesRequestsOneAtATime(t *testing.T) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -340,25 +341,35 @@ func TestHungDiskCostsItsPoolOnly(t *testing.T) {
 	disk := newFaultDisk(t, faults, 200*gib)
 	pool := newDeepPool(t, rig, "single", disk)
 	other := newSmallPool(t, rig, "other")
-	const timeout = time.Second
+	const timeout = 5 * time.Second
 	serve := startServe(t, 1, append(machineArgs(), withTimeout(t, timeout)))
 	t.Cleanup(disk.Release) // before serve is ended, which would wait for it
 	look(t, serve, pool.UUID).checkComplete(t)
 	goroutines := serve.number(t, "go_goroutines")
 
-	forgetChunks(t, pool, 1)
-	disk.Hang()
-	start := time.Now()
-	s := look(t, serve, pool.UUID)
-	if took := time.Since(start); took > timeout+5*time.Second {
-		t.Errorf("a scrape took %s", took)
-	}
-	if disk.Waiting() == 0 {
-		t.Fatal("the scrape did not have to read from the disk")
-	}
-	checkNothingRead(t, s)
+	// Whoever else looks at the pools of the machine has the kernel read the chunk
+	// tree again: then the scrape does not need the disk.
+	n := 0
+	eventually(t, "a scrape has to read from the disk", func() bool {
+		n++
+		forgetChunks(t, pool, n)
+		disk.Hang()
+		start := time.Now()
+		s := look(t, serve, pool.UUID)
+		if took := time.Since(start); took > timeout+5*time.Second {
+			t.Errorf("a scrape took %s", took)
+		}
+		if disk.Waiting() > 0 && s[`btrfs_scrape_collector_success{collector="read"}`] == 0 {
+			checkNothingRead(t, s)
+			return true
+		}
+		disk.Release()
+		eventuallyComplete(t, serve, pool.UUID)
+		return false
+	})
+	logged := strings.Count(serve.logged(), pool.UUID)
 
-	start = time.Now()
+	start := time.Now()
 	const scrapes = 20
 	for range scrapes {
 		checkNothingRead(t, look(t, serve, pool.UUID))
@@ -372,8 +383,8 @@ func TestHungDiskCostsItsPoolOnly(t *testing.T) {
 		t.Errorf("%d scrapes took %s", 2*scrapes, took)
 	}
 	eventually(t, "no more than one goroutine is left behind", func() bool { return serve.number(t, "go_goroutines") <= goroutines+1 })
-	if n := strings.Count(serve.logged(), pool.UUID); n != 1 {
-		t.Errorf("the pool is in the log %d times, want once", n)
+	if n := strings.Count(serve.logged(), pool.UUID); logged == 0 || n != logged {
+		t.Errorf("the pool is in the log %d times, and %d times after the first scrape", n, logged)
 	}
 
 	disk.Release()
@@ -459,12 +470,21 @@ func TestReadErrorsAreCounted(t *testing.T) {
 	forgetChunks(t, pool, 1)
 	look(t, serve, pool.UUID).checkComplete(t)
 
-	// No copy of the chunk tree can be read.
-	forgetChunks(t, pool, 2)
-	first.FailReads(0, -1)
-	s = look(t, serve, pool.UUID)
-	if got, want := s.failed(), []string{"allocation", "loss", "metadata", "read"}; !slices.Equal(got, want) {
-		t.Errorf("%q have no success, want %q", got, want)
+	// No copy of the chunk tree can be read. Whoever else looks at the pools of the
+	// machine may have had the kernel read it meanwhile.
+	for n := 2; ; n++ {
+		forgetChunks(t, pool, n)
+		first.FailReads(0, -1)
+		s = look(t, serve, pool.UUID)
+		got, want := s.failed(), []string{"allocation", "loss", "metadata", "read"}
+		if slices.Equal(got, want) {
+			break
+		}
+		const tries = 20
+		if n > tries || len(got) > 0 {
+			t.Fatalf("%q have no success, want %q", got, want)
+		}
+		first.Heal()
 	}
 	s.check(t, map[string]float64{
 		"btrfs_pool_devices": 2, "btrfs_pool_size_bytes": float64(400 * gib), "btrfs_pool_free_exact": 0,
@@ -622,7 +642,7 @@ func TestPoolHiddenBeneathAnotherMount(t *testing.T) {
 			s := look(t, serve, over.UUID)
 			s.checkComplete(t)
 			s.check(t, map[string]float64{"btrfs_pool_devices": 1, "btrfs_pool_size_bytes": float64(3 * gib)})
-			must(t, unix.Unmount(hidden.Mountpoint, 0))
+			unmount(t, hidden.Mountpoint)
 			look(t, serve, hidden.UUID).checkComplete(t)
 
 			// Another mount of the pool is there.
@@ -635,13 +655,26 @@ func TestPoolHiddenBeneathAnotherMount(t *testing.T) {
 			if got := s.label(t, "mountpoint"); got != elsewhere {
 				t.Errorf("read on %q, want %q", got, elsewhere)
 			}
-			must(t, unix.Unmount(hidden.Mountpoint, 0))
-			must(t, unix.Unmount(elsewhere, 0))
+			unmount(t, hidden.Mountpoint)
+			unmount(t, elsewhere)
 		})
 	}
 	if strings.Contains(serve.logged(), hidden.UUID) {
 		t.Error("a hidden pool is logged as a fault")
 	}
+}
+
+// unmount waits until nobody has the filesystem open: others look at the pools of the
+// machine too.
+func unmount(t *testing.T, target string) {
+	t.Helper()
+	eventually(t, target+" can be unmounted", func() bool {
+		err := unix.Unmount(target, 0)
+		if err != nil && !errors.Is(err, unix.EBUSY) {
+			t.Fatalf("unmount %s: %v", target, err)
+		}
+		return err == nil
+	})
 }
 
 // The two change places while they are scraped: no figure ever stands under
@@ -677,7 +710,7 @@ func TestPoolsThatChangePlacesDuringScrapes(t *testing.T) {
 		must(t, unix.Mount(above.Disks[0].Loop, below.Mountpoint, "btrfs", 0, ""))
 		before := scrapes.Load()
 		eventually(t, "a scrape sees it", func() bool { return scrapes.Load() > before })
-		eventually(t, "the pool above can be unmounted", func() bool { return unix.Unmount(below.Mountpoint, 0) == nil })
+		unmount(t, below.Mountpoint)
 	}
 	stop()
 }

@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds every wait of these tests.
-const patience = 30 * time.Second
+const patience = 90 * time.Second
 
 // asProgram is the environment variable that makes the test binary the program
 // itself, so that the tests run real processes.

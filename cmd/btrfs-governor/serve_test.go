@@ -256,7 +256,7 @@ func TestStopAnswersRunningScrape(t *testing.T) {
 	if err := unix.Mkfifo(mountinfo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := startServe(t, 1, []string{"--read-only", "--web.listen-address=127.0.0.1:0", "--path.procfs=" + proc, "--path.sysfs=" + proc})
+	p := startServe(t, 1, []string{"--read-only", "--web.listen-address=127.0.0.1:0", "--path.procfs=" + proc, "--path.sysfs=" + proc, withTimeout(t, 2*patience)})
 	answered := make(chan error, 1)
 	go func() {
 		status, body, err := request(p.client, "GET", "http://"+p.addrs[0]+"/metrics")

@@ -840,7 +840,7 @@ func TestPeerThatHangs(t *testing.T) {
 		}
 	}))
 	timing := fast()
-	timing.Request = 2 * time.Second
+	timing.Request = 5 * time.Second
 	d := startDaemon(t, settings(t, hangs.URL, am.url()), timing, aScrub)
 	am.eventuallyOne("the other one answers")
 	d.eventuallyLooks()
