@@ -49,7 +49,7 @@ func cases() []benchCase {
 		{name: "1 pool of 4 devices", make: smallPools(1), limited: true},
 		{name: "8 pools of 4 devices", make: smallPools(8), limited: true},
 		{name: "1 pool of 4 devices, written to before each scrape", make: smallPools(1), between: writeSomething},
-		{name: "1 pool of over 20,000 block groups", make: largePool, limited: true, inProcess: true},
+		{name: "1 pool of over 20,000 block groups", make: largePool(20), limited: true, inProcess: true},
 	}
 }
 
@@ -74,23 +74,25 @@ func smallPools(n int) func(*btrfstest.Rig) ([]*btrfstest.Pool, error) {
 	}
 }
 
-// largePool makes a pool of over 20,000 block groups: data in chunks of 1 GiB,
-// the largest that raid1 makes.
-func largePool(rig *btrfstest.Rig) ([]*btrfstest.Pool, error) {
-	pool, err := rig.NewPool(btrfstest.PoolOptions{
-		Sizes: []int64{11 * tib, 11 * tib, 11 * tib, 11 * tib},
-		Data:  "raid1", Metadata: "raid1",
-		Label: "bench",
-	})
-	if err != nil {
-		return nil, err
-	}
-	for i := range 20 {
-		if err := pool.Allocate(fmt.Sprintf("file%d", i), tib); err != nil {
+// largePool makes a pool of over so many times 1,000 block groups: data in chunks of
+// 1 GiB, the largest that raid1 makes.
+func largePool(thousands int) func(*btrfstest.Rig) ([]*btrfstest.Pool, error) {
+	return func(rig *btrfstest.Rig) ([]*btrfstest.Pool, error) {
+		pool, err := rig.NewPool(btrfstest.PoolOptions{
+			Sizes: []int64{11 * tib, 11 * tib, 11 * tib, 11 * tib},
+			Data:  "raid1", Metadata: "raid1",
+			Label: "bench",
+		})
+		if err != nil {
 			return nil, err
 		}
+		for i := range thousands {
+			if err := pool.Allocate(fmt.Sprintf("file%d", i), tib); err != nil {
+				return nil, err
+			}
+		}
+		return []*btrfstest.Pool{pool}, settle(pool)
 	}
-	return []*btrfstest.Pool{pool}, settle(pool)
 }
 
 // settle ends the transaction that made the chunks, and runs one more: hardly
