@@ -273,9 +273,10 @@ const (
 
 // Accept takes a message for a receiver. When it returns Queued the notification is
 // on the disk: it will be sent, whatever happens to this process or the machine.
-// Duplicate is a message that says what one of the last five minutes said:
+// Duplicate is a message that says what one of the last five minutes said, for
 // Alertmanager repeats a webhook whose answer it did not get, and each member of a
-// cluster may send it. The errors are ErrUnknownReceiver, ErrQueueFull, and those of
+// cluster may send it; or what the newest one of its group says that is still to be
+// sent. The errors are ErrUnknownReceiver, ErrQueueFull, and those of
 // the disk; then nothing was kept.
 //
 // A notification is sent once, but where it cannot be known whether it has been:
@@ -328,7 +329,7 @@ func (b *Bridge) admit(e *entry, now time.Time) (duplicate bool, err error) {
 		b.unknown++
 		return false, fmt.Errorf("receiver %.64q: %w", e.receiver, ErrUnknownReceiver)
 	}
-	if r, ok := b.recent[e.key]; ok && r.fresh(now) && r.result != Dropped {
+	if r, ok := b.recent[e.key]; ok && r.fresh(now) && r.result != Dropped || l.waits(e) {
 		l.counts[Duplicate]++
 		return true, nil
 	}

@@ -153,6 +153,39 @@ func TestTheSameIsSentOnceAlsoAcrossARestart(t *testing.T) {
 	eventually(t, "all are sent", func() bool { return s.idle(6) })
 }
 
+// Alertmanager reminds every few hours of what a service that is gone has not heard.
+func TestWhatStillWaitsNeedsNoReminder(t *testing.T) {
+	dir, c := t.TempDir(), newClock()
+	s := serve(t, notify.Gotify)
+	s.fail = status(-1, 500)
+	b := open(t, dir, c, s.receiver("phone")).start()
+	accept := func(what string, m *alertmanager.Message, want notify.Result) {
+		t.Helper()
+		c.advance(4 * time.Hour)
+		if got, err := b.Accept("phone", m); err != nil || got != want {
+			t.Errorf("%s is %s, %v, want %s", what, got, err, want)
+		}
+	}
+	fires, ended := message(firing("A", "info")), message(resolved("A", "info"))
+	other := message(firing("A", "info"))
+	other.GroupKey = "another"
+	accept("the first", fires, notify.Queued)
+	accept("a reminder", fires, notify.Duplicate)
+	accept("another group", other, notify.Queued)
+	b.stop()
+	b = open(t, dir, c, s.receiver("phone")).start()
+	defer b.stop()
+	accept("a reminder after a restart", fires, notify.Duplicate)
+	accept("the end", ended, notify.Queued)
+	// The end is the last that is said of the group: this is news.
+	accept("the first once more", fires, notify.Queued)
+	accept("its reminder", fires, notify.Duplicate)
+	s.set(func(s *server) { s.fail = nil })
+	eventually(t, "all four are sent", func() bool { c.advance(time.Hour); return s.idle(4) })
+	eventually(t, "nothing waits", func() bool { return metric(t, b, `btrfs_governor_notifications_queued{receiver="phone"}`) == 0 })
+	accept("a reminder of what was sent", fires, notify.Queued)
+}
+
 func TestFailuresAreTriedAgainMoreAndMoreSlowly(t *testing.T) {
 	for _, code := range []int{500, 502, 503, 408, 425, 429} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {

@@ -34,11 +34,12 @@ type record struct {
 // entry is a notification that has not ended. Its message is kept as it is on the
 // disk, where it is smallest.
 type entry struct {
-	id, receiver, key string
-	accepted          time.Time
-	sequence          uint64 // rises with each that is accepted
-	line              json.RawMessage
-	ended             bool
+	id, receiver, key, group string
+
+	accepted time.Time
+	sequence uint64 // rises with each that is accepted
+	line     json.RawMessage
+	ended    bool
 	// unsure is set where the service may have it already.
 	unsure bool
 }
@@ -98,6 +99,17 @@ func (r *recent) fresh(now time.Time) bool {
 	return now.Sub(r.accepted).Abs() < duplicateWindow
 }
 
+// waits reports whether an entry says what the newest one of its group says that has
+// not been sent yet: a reminder, of what the receiver is still to hear.
+func (l *lane) waits(e *entry) bool {
+	for _, other := range slices.Backward(l.queue) {
+		if other.group == e.group {
+			return other.key == e.key
+		}
+	}
+	return false
+}
+
 // The journal is compacted when it has so many bytes, and half again as many as it
 // needs: it stays well below what state.Journal reads.
 const compactFrom = 256 << 10
@@ -147,7 +159,7 @@ func endLine(id string, result Result) json.RawMessage {
 
 // newEntry prepares a message for the queue.
 func newEntry(receiver string, m *alertmanager.Message, now time.Time) (*entry, error) {
-	e := &entry{id: newID(), receiver: receiver, key: keyOf(receiver, m), accepted: now.UTC().Round(0)}
+	e := &entry{id: newID(), receiver: receiver, key: keyOf(receiver, m), group: m.GroupKey, accepted: now.UTC().Round(0)}
 	kept, out := trim(m)
 	var err error
 	e.line, err = json.Marshal(&record{ID: e.id, Receiver: receiver, Key: e.key, Accepted: e.accepted, Message: kept, LeftOut: out})
@@ -191,7 +203,7 @@ func (b *Bridge) load(dir *state.Dir) error {
 		}
 		b.sequence++
 		e := &entry{
-			id: r.ID, receiver: r.Receiver, key: r.Key, accepted: r.Accepted, sequence: b.sequence, line: slices.Clone(line),
+			id: r.ID, receiver: r.Receiver, key: r.Key, group: r.Message.GroupKey, accepted: r.Accepted, sequence: b.sequence, line: slices.Clone(line),
 		}
 		queued[e.id] = e
 		order = append(order, e)
