@@ -88,7 +88,7 @@ func sentence(text string) string {
 }
 
 // moment is a time as the page shows it: how long ago, and exactly, by the clock on
-// the wall of the host, which is that of the schedules.
+// the wall of the host, as schedules are that name no other.
 type moment struct {
 	At    time.Time
 	Words string // "3 days ago", "in 2 hours"
