@@ -95,6 +95,7 @@ type question struct {
 
 type answer struct {
 	asked, fetched time.Time
+	failed         time.Time // when it was last asked of Prometheus in vain
 	samples        []Sample
 	forecast       Forecast
 	ok             bool
@@ -259,6 +260,7 @@ func (p *Prometheus) forgetOthers() {
 type due struct {
 	pool btrfs.UUID
 	question
+	failed time.Time
 }
 
 // fetchAll fetches what was asked for since it was fetched last, and forgets what
@@ -274,6 +276,13 @@ func (p *Prometheus) fetchAll(ctx context.Context) {
 			return
 		}
 		if err != nil {
+			first := p.fail(d)
+			if refused(err) {
+				if first {
+					level.Warn(p.logger).Log("msg", "Prometheus refuses a question about a pool; where it is asked, the history is the local one, if there is one", "pool", d.pool, "span", d.span, "url", p.address, "err", err)
+				}
+				continue
+			}
 			p.notYet = p.now().Add(refreshEach)
 			if !p.failing {
 				level.Warn(p.logger).Log("msg", "Prometheus does not answer; until it does, the history of pools is the local one, if there is one", "url", p.address, "err", withoutURL(err))
@@ -289,7 +298,29 @@ func (p *Prometheus) fetchAll(ctx context.Context) {
 	}
 }
 
-// due returns what to fetch, and forgets what nobody asks for.
+// refused reports whether Prometheus answered, and the answer is that this one
+// question has none: too many samples, perhaps, or too long a search.
+func refused(err error) bool {
+	e, ok := errors.AsType[*promv1.Error](err)
+	return ok && (e.Type == promv1.ErrBadData || e.Type == promv1.ErrExec || e.Type == promv1.ErrTimeout)
+}
+
+// fail notes that a question was asked in vain; first tells that it was not before.
+func (p *Prometheus) fail(d due) (first bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	known := p.pools[d.pool]
+	if known == nil || known.answers[d.question] == nil {
+		return false
+	}
+	a := known.answers[d.question]
+	first = a.failed.IsZero()
+	a.failed = p.now()
+	return first
+}
+
+// due returns what to fetch, last what was asked in vain, and forgets what nobody
+// asks for.
 func (p *Prometheus) due(now time.Time) (all []due) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -298,14 +329,15 @@ func (p *Prometheus) due(now time.Time) (all []due) {
 			switch {
 			case now.Sub(a.asked) >= forgetAfter:
 				delete(known.answers, q)
-			case known.here && now.Sub(a.fetched) >= refreshEach && a.asked.After(a.fetched):
-				all = append(all, due{pool, q})
+			case known.here && now.Sub(a.fetched) >= refreshEach && now.Sub(a.failed).Abs() >= refreshEach && a.asked.After(a.fetched):
+				all = append(all, due{pool, q, a.failed})
 			}
 		}
 		if len(known.answers) == 0 {
 			delete(p.pools, pool)
 		}
 	}
+	slices.SortFunc(all, func(a, b due) int { return a.failed.Compare(b.failed) })
 	return all
 }
 

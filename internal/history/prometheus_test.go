@@ -120,7 +120,9 @@ func (r *remote) eventually(what string, condition func() bool) {
 
 // recorded answers as a Prometheus does that has the recording rules, and one
 // sample of now.
-func recorded(w http.ResponseWriter, r *http.Request) {
+func recorded(w http.ResponseWriter, r *http.Request) { recordedAt(w, r, begin) }
+
+func recordedAt(w http.ResponseWriter, r *http.Request, at time.Time) {
 	w.Header().Set("Content-Type", "application/json")
 	if strings.HasSuffix(r.URL.Path, "/query_range") {
 		fmt.Fprint(w, `{"status":"success","data":{"resultType":"matrix","result":[]}}`)
@@ -130,7 +132,7 @@ func recorded(w http.ResponseWriter, r *http.Request) {
 	if strings.Contains(r.FormValue("query"), "days_to_full") {
 		series = `{"metric":{"__name__":"btrfs:pool_days_to_full"},"value":[%[1]d,"12.5"]},{"metric":{"__name__":"btrfs:pool_metadata_days_to_full"},"value":[%[1]d,"+Inf"]}`
 	}
-	fmt.Fprintf(w, `{"status":"success","data":{"resultType":"vector","result":[`+series+`]}}`, begin.Unix())
+	fmt.Fprintf(w, `{"status":"success","data":{"resultType":"vector","result":[`+series+`]}}`, at.Unix())
 }
 
 func TestPrometheusTellsWhatItRecorded(t *testing.T) {
@@ -220,6 +222,41 @@ func TestPrometheusThatFailsIsFallenBackFrom(t *testing.T) {
 				t.Errorf("it is said %d times:\n%s", n, &r.log)
 			}
 		})
+	}
+}
+
+// Prometheus refuses what would take too many samples, and answers all else.
+func TestQuestionThatIsRefusedCostsNoOther(t *testing.T) {
+	var refusals atomic.Int64
+	var r *remote
+	r = newRemote(t, localHistory{}, func(w http.ResponseWriter, req *http.Request) {
+		if from, _ := strconv.ParseFloat(req.FormValue("start"), 64); from > 0 && r.now().Sub(time.Unix(int64(from), 0)) > 300*day {
+			refusals.Add(1)
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusUnprocessableEntity)
+			fmt.Fprint(w, `{"status":"error","errorType":"execution","error":"query processing would load too many samples into memory"}`)
+			return
+		}
+		recordedAt(w, req, r.now())
+	})
+	local := func() bool {
+		s := r.source.Samples(pool, r.now().Add(-399*day), 400)
+		return len(s) == 1 && s[0].Used.Value == 42
+	}
+	remote := func() bool {
+		f, _ := r.source.Forecast(pool)
+		s := r.source.Samples(pool, r.now().Add(-89*day), 150)
+		return f.Source == history.SourcePrometheus && len(s) == 1 && s[0].Free.Value == 7
+	}
+	for minute := range int64(20) {
+		// Each minute all of it is asked anew.
+		r.eventually("it is refused, and the rest is that of Prometheus", func() bool {
+			r.clock.Add(1)
+			return local() && remote() && refusals.Load() > minute
+		})
+	}
+	if text := r.log.String(); strings.Count(text, "refuses a question") != 1 || !strings.Contains(text, "too many samples") || strings.Contains(text, "does not answer") {
+		t.Errorf("the log says\n%s", text)
 	}
 }
 
