@@ -407,21 +407,41 @@ func (s *stack) firedAtOnce(uuid string, missedBefore int) {
 // silencesOf returns the silences of the daemon for the pool attic, by their state.
 // Tests of other packages may scrub pools at the same time.
 func (s *stack) silencesOf(state string) (comments []string) {
-	_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.alertmanager.Address+"/api/v2/silences")
-	var all []struct {
-		CreatedBy string                 `json:"createdBy"`
-		Comment   string                 `json:"comment"`
-		Status    struct{ State string } `json:"status"`
-	}
-	if err != nil || json.Unmarshal([]byte(body), &all) != nil {
-		return nil
-	}
-	for _, silence := range all {
-		if silence.CreatedBy == "btrfs-governor@nas" && silence.Status.State == state && strings.Contains(silence.Comment, "attic") {
+	for _, silence := range s.silences() {
+		if silence.Status.State == state {
 			comments = append(comments, silence.Comment)
 		}
 	}
 	return comments
+}
+
+// silence is one as Alertmanager shows it.
+type silence struct {
+	ID        string                 `json:"id"`
+	CreatedBy string                 `json:"createdBy"`
+	Comment   string                 `json:"comment"`
+	Status    struct{ State string } `json:"status"`
+}
+
+// silences are those that the daemon made for the pool of the test.
+func (s *stack) silences() (all []silence) {
+	_, body, err := request(s.serve.client, http.MethodGet, "http://"+s.alertmanager.Address+"/api/v2/silences")
+	if err != nil || json.Unmarshal([]byte(body), &all) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(all, func(one silence) bool {
+		return one.CreatedBy != "btrfs-governor@nas" || !strings.Contains(one.Comment, "attic")
+	})
+}
+
+// silenceIDs are the ids of the daemon's silences in a state.
+func (s *stack) silenceIDs(state string) (ids []string) {
+	for _, silence := range s.silences() {
+		if silence.Status.State == state {
+			ids = append(ids, silence.ID)
+		}
+	}
+	return ids
 }
 
 // expireSilences expires those that are active, as a person does.
@@ -474,16 +494,13 @@ func TestOverdueScrubIsStartedAndSilent(t *testing.T) {
 	s.scrub(pool, 0)
 	s.hears("BtrfsScrubOverdue warning firing", pool.UUID, "has gone to its end")
 	// There may have been one for the scrub before, or none: that was short.
-	var silence string
+	var active []silence
 	eventually(t, "there is a silence", func() bool {
-		active := s.silencesOf("active")
-		if len(active) == 1 {
-			silence = active[0]
-		}
+		active = slices.DeleteFunc(s.silences(), func(one silence) bool { return one.Status.State != "active" })
 		return len(active) == 1
 	})
-	if !strings.Contains(silence, pool.UUID) || !strings.Contains(silence, "scrub") {
-		t.Errorf("the silence says %q", silence)
+	if comment := active[0].Comment; !strings.Contains(comment, pool.UUID) || !strings.Contains(comment, "scrub") {
+		t.Errorf("the silence says %q", comment)
 	}
 	status, stdout, _ := runCommandLine("scrub", "status", pool.UUID, "--output=json", "--api.socket="+s.socket)
 	if status != 0 || !strings.Contains(stdout, "action scrub-overdue for alert ") {
@@ -491,7 +508,7 @@ func TestOverdueScrubIsStartedAndSilent(t *testing.T) {
 	}
 	s.hears("BtrfsScrubOverdue warning resolved", pool.UUID, "attic")
 	eventually(t, "the silence is expired", func() bool {
-		return len(s.silencesOf("active")) == 0 && slices.Contains(s.silencesOf("expired"), silence)
+		return len(s.silencesOf("active")) == 0 && slices.Contains(s.silenceIDs("expired"), active[0].ID)
 	})
 	// The count is of the pools of others too, on which a balance may run.
 	eventually(t, "the metrics say so", func() bool {
