@@ -153,6 +153,7 @@ func (p *page) render(w http.ResponseWriter, r *http.Request, status int, build 
 		v.Control = p.control(r)
 	})
 	if !ok {
+		w.WriteHeader(status) // nobody reads it, but the log tells what was refused
 		return
 	}
 	part := func(draw func(io.Writer, *web.Page) error) func() []byte {

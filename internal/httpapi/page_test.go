@@ -184,6 +184,23 @@ func TestPageRefuses(t *testing.T) {
 	}
 }
 
+// Whoever guesses at the token and hangs up at once stands in the log as refused.
+func TestRefusalIsLoggedThoughNobodyWaitsForIt(t *testing.T) {
+	s := newService(t, nil)
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	const guesses = 20
+	for range guesses {
+		r := httptest.NewRequestWithContext(gone, "POST", "/session", strings.NewReader(tokenForm("a guess", "", "")))
+		r.Header = browser(nil)
+		r.RemoteAddr = loopback
+		s.handler.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	if n := strings.Count(s.log.String(), "status=401"); n != guesses {
+		t.Errorf("%d of %d refusals are in the log:\n%s", n, guesses, s.log.String())
+	}
+}
+
 func TestSessionEndsWithTheToken(t *testing.T) {
 	token := httpapi.NewToken(nil)
 	file := t.TempDir() + "/token"
@@ -301,7 +318,7 @@ func TestManyPoolsAreATable(t *testing.T) {
 	}
 }
 
-// countedLately remembers error counters that rose an hour ago.
+// countedLately remembers error counters that rose three hours ago.
 type countedLately struct{}
 
 func (countedLately) DeviceErrors(btrfs.UUID) map[uint64]history.DeviceErrors {
@@ -389,6 +406,7 @@ func TestStreamsAreBounded(t *testing.T) {
 		if time.Since(begin) > time.Minute {
 			t.Fatalf("a minute after a stream was closed there is no other: %s", r.Status)
 		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
