@@ -65,7 +65,7 @@ func (c *Client) Mounts() ([]Mount, error) {
 		return nil, fmt.Errorf("find the mounted filesystems: %w", err)
 	}
 	mounts, err := parseMountinfo(mountinfo)
-	uuids := c.UUIDs()
+	uuids, _ := c.UUIDs() // without sysfs the mount table says what it can
 	seen := make(map[UUID]bool, len(uuids))
 	for i := range mounts {
 		mounts[i].UUID = c.resolveUUID(&mounts[i], uuids)
@@ -103,11 +103,14 @@ func (c *Client) rememberUUIDs(mounts []Mount, uuids []UUID) {
 // UUIDs returns the filesystems that are mounted, as sysfs has them. Mounts says
 // more, and can wait for a disk that hangs: to name a subvolume in the mount table
 // the kernel searches the trees of its filesystem (btrfs_show_options in
-// fs/btrfs/super.c).
-func (c *Client) UUIDs() []UUID {
+// fs/btrfs/super.c). Without the module btrfs there are none.
+func (c *Client) UUIDs() ([]UUID, error) {
 	dir, err := openSysfsDir(c.paths.Sys + "/fs/btrfs")
-	if err != nil {
-		return nil
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("find the mounted filesystems: %w", err)
 	}
 	defer dir.close()
 	var uuids []UUID
@@ -116,7 +119,7 @@ func (c *Client) UUIDs() []UUID {
 			uuids = append(uuids, u)
 		}
 	}
-	return uuids
+	return uuids, nil
 }
 
 // resolveUUID finds the filesystem that the device in the mount table belongs

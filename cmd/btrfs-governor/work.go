@@ -17,6 +17,8 @@ type workWatch struct {
 	// seen is what the last look found of operations that do not say when they
 	// began: a balance never does.
 	seen map[workKey]sighting
+	// pools are those that were found last.
+	pools []btrfs.UUID
 }
 
 type workKey struct {
@@ -43,8 +45,11 @@ type sighting struct {
 // neither the operation nor the label waits for a lock of the filesystem
 // (btrfs_exclusive_operation_show and btrfs_label_show in fs/btrfs/sysfs.c).
 func (w *workWatch) work() []alertmanager.Work {
+	if uuids, err := w.client.UUIDs(); err == nil {
+		w.pools = uuids
+	}
 	var all []alertmanager.Work
-	for _, pool := range w.client.UUIDs() {
+	for _, pool := range w.pools {
 		scrubs, balances := workKey{pool, "scrub"}, workKey{pool, "balance"}
 		if s, err := w.scrubs.Status(pool); err == nil && (s.State == scrub.Running || s.State == scrub.Yielding) {
 			all = append(all, w.runs(scrubs, s.Started))
