@@ -10,6 +10,7 @@ import (
 	"github.com/go-kit/log"
 	"github.com/go-kit/log/level"
 	promconfig "github.com/prometheus/common/config"
+	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-governor/btrfs-governor/collector"
 	"github.com/btrfs-governor/btrfs-governor/internal/config"
@@ -51,6 +52,13 @@ func (c *serveCommand) prometheusServer() (*prometheusServer, error) {
 	return &prometheusServer{u, client, httpclient.InTheClear(u, &settings, false)}, nil
 }
 
+// upTime is how long the machine has been up, with the time that it was suspended.
+func upTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // never fails
+	return time.Duration(t.Nano())
+}
+
 // newHistory returns what tells what pools held, nil where nothing does, and the
 // tasks that it needs. Without a state directory there is no store.
 func newHistory(logger log.Logger, store *history.Store, exporter *collector.Exporter, server *prometheusServer) (httpapi.History, []task, error) {
@@ -60,7 +68,7 @@ func newHistory(logger log.Logger, store *history.Store, exporter *collector.Exp
 	)
 	if store != nil {
 		past = store
-		tasks = append(tasks, history.NewSampler(logger, store, exporter, time.Now))
+		tasks = append(tasks, history.NewSampler(logger, store, exporter, time.Now, upTime))
 	}
 	if server != nil {
 		remote, err := history.NewPrometheus(history.PrometheusConfig{

@@ -40,9 +40,33 @@ func Newer(counts, before btrfs.ErrorCounts) bool {
 // one has changed.
 func errorsName(pool btrfs.UUID) string { return filePrefix + pool.String() + ".errors.json" }
 
+// dating is when this process dated what is remembered of a device, by how long the
+// machine had been up then; 0: it did not. A clock that was wrong at the start, and was
+// set right since, is made up for with it.
+type dating struct{ watched, rose time.Duration }
+
+// correct dates anew what was dated so long ago by another clock than that of now.
+func (a *dating) correct(e *DeviceErrors, now time.Time, up time.Duration) (changed bool) {
+	for _, d := range []struct {
+		date *time.Time
+		at   time.Duration
+	}{{&e.Watched, a.watched}, {&e.Rose, a.rose}} {
+		if d.at == 0 {
+			continue
+		}
+		if right := now.Add(d.at - up); right.Sub(*d.date).Abs() > Step {
+			*d.date, changed = right, true
+		}
+	}
+	return changed
+}
+
 // NoteErrors remembers the error counters of the devices of a pool, and when they
-// rose. Of a device that does not tell its counters what was known stays.
-func (s *Store) NoteErrors(pool *btrfs.Pool, now time.Time) error {
+// rose. Of a device that does not tell its counters what was known stays. up is how
+// long the machine has been up, with the time that it was suspended
+// (CLOCK_BOOTTIME of clock_gettime(2)).
+func (s *Store) NoteErrors(pool *btrfs.Pool, now time.Time, up time.Duration) error {
+	now = now.Round(0) // by the wall: the monotonic clock stands still in a suspend
 	p, err := s.findOrMake(pool.UUID)
 	if err != nil {
 		return err
@@ -52,26 +76,30 @@ func (s *Store) NoteErrors(pool *btrfs.Pool, now time.Time) error {
 	if err := s.readErrors(p); err != nil {
 		return err
 	}
-	next := make(map[uint64]DeviceErrors, len(pool.Devices))
+	next, dated := make(map[uint64]DeviceErrors, len(pool.Devices)), make(map[uint64]dating, len(pool.Devices))
 	changed := false
 	for i := range pool.Devices {
 		d := &pool.Devices[i]
 		before, known := p.errors[d.ID]
+		at := p.dated[d.ID]
+		changed = at.correct(&before, now, up) || changed
 		counts, counted := d.Errors.Get()
 		switch {
 		case !counted:
 		case !known:
 			before, known, changed = DeviceErrors{Counts: counts, Watched: now}, true, true
+			at = dating{watched: up}
 		case counts != before.Counts:
 			if Newer(counts, before.Counts) {
-				before.Rose = now
+				before.Rose, at.rose = now, up
 			}
 			before.Counts, changed = counts, true
 		}
 		if known {
-			next[d.ID] = before
+			next[d.ID], dated[d.ID] = before, at
 		}
 	}
+	p.dated = dated
 	// That a device was removed is no reason to write: it is left out the next time.
 	if !changed && !p.unsaved {
 		return nil

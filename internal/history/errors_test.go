@@ -51,7 +51,7 @@ func TestErrorCountersAreDated(t *testing.T) {
 			t.Fatal(err)
 		}
 		now := begin.Add(time.Duration(i) * history.Step)
-		if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: step.counts, 2: btrfs.Some(btrfs.ErrorCounts{})}), now); err != nil {
+		if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: step.counts, 2: btrfs.Some(btrfs.ErrorCounts{})}), now, time.Hour+time.Duration(i)*history.Step); err != nil {
 			t.Fatal(err)
 		}
 		want := history.DeviceErrors{Counts: step.counts.Value, Watched: begin}
@@ -98,7 +98,7 @@ func TestDamagedErrorCountersBeginAnew(t *testing.T) {
 			t.Fatal(err)
 		}
 		now := time.Now().Round(0)
-		if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{Read: 5})}), now); err != nil {
+		if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{Read: 5})}), now, upTime()); err != nil {
 			t.Fatal(err)
 		}
 		if got := store.DeviceErrors(pool)[1]; !got.Watched.Equal(now) || !got.Rose.IsZero() {
@@ -122,7 +122,7 @@ func TestErrorCountersThatCannotBeWrittenAreTriedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	note := func(read uint64, now time.Time) error {
-		return store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{Read: read})}), now)
+		return store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{Read: read})}), now, now.Sub(time.Unix(0, 0)))
 	}
 	begin := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 	if err := note(1, begin); err != nil {
@@ -164,7 +164,7 @@ func TestErrorCountersGoWithTheHistory(t *testing.T) {
 	if err := store.Add(pool, history.Sample{Time: now, Used: btrfs.Some[uint64](1)}); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{})}), now); err != nil {
+	if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{})}), now, upTime()); err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(history.Span + time.Hour)
@@ -173,5 +173,49 @@ func TestErrorCountersGoWithTheHistory(t *testing.T) {
 	}
 	if _, err := os.Stat(dir.Path("history-" + pool.String() + ".errors.json")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the file of a pool that is gone: %v", err)
+	}
+}
+
+// A machine without a clock of its own begins with some time of before, and learns the
+// right one from the network minutes later: what rose meanwhile rose now.
+func TestErrorsAreDatedAnewWhenTheClockIsSetRight(t *testing.T) {
+	right := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
+	for name, off := range map[string]time.Duration{"behind": -10 * day, "ahead": 365 * day, "by no step": history.Step / 2} {
+		dir := state.NewDir(t.TempDir())
+		open := func() *history.Store {
+			store, err := history.Open(log.NewNopLogger(), dir, time.Now)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return store
+		}
+		note := func(store *history.Store, read uint64, now time.Time, up time.Duration) history.DeviceErrors {
+			t.Helper()
+			if err := store.NoteErrors(counting(map[uint64]btrfs.Opt[btrfs.ErrorCounts]{1: btrfs.Some(btrfs.ErrorCounts{Read: read})}), now, up); err != nil {
+				t.Fatal(err)
+			}
+			return store.DeviceErrors(pool)[1]
+		}
+		store := open()
+		long := right.Add(-300 * day)
+		note(store, 0, long, time.Hour) // by the boot before
+		store = open()
+		note(store, 7, right.Add(off), time.Minute)
+		got := note(store, 7, right.Add(history.Step), time.Minute+history.Step)
+		want := right
+		if off.Abs() < history.Step {
+			want = right.Add(off) // near enough, and not written again
+		}
+		if !got.Rose.Equal(want) || !got.Watched.Equal(long) {
+			t.Errorf("%s: they rose at %s, and are watched since %s; want %s and %s", name, got.Rose, got.Watched, want, long)
+		}
+		// A machine that slept is no clock that was set.
+		got = note(store, 7, right.Add(3*day), time.Minute+3*day)
+		if !got.Rose.Equal(want) {
+			t.Errorf("%s: after three days they rose at %s", name, got.Rose)
+		}
+		if got := note(open(), 7, right.Add(4*day), time.Minute); !got.Rose.Equal(want) {
+			t.Errorf("%s: after a restart they rose at %s", name, got.Rose)
+		}
 	}
 }

@@ -32,12 +32,14 @@ type Sampler struct {
 	store  *Store
 	pools  Pools
 	now    func() time.Time
+	up     func() time.Duration
 	failed map[btrfs.UUID]bool // what could not be written, and was said
 }
 
-// NewSampler returns a sampler of pools.
-func NewSampler(logger log.Logger, store *Store, pools Pools, now func() time.Time) *Sampler {
-	return &Sampler{logger: logger, store: store, pools: pools, now: now, failed: make(map[btrfs.UUID]bool)}
+// NewSampler returns a sampler of pools. up is how long the machine has been up, see
+// Store.NoteErrors.
+func NewSampler(logger log.Logger, store *Store, pools Pools, now func() time.Time, up func() time.Duration) *Sampler {
+	return &Sampler{logger: logger, store: store, pools: pools, now: now, up: up, failed: make(map[btrfs.UUID]bool)}
 }
 
 // Run takes samples until ctx is done: one at once, where the quarter of an hour has
@@ -80,7 +82,7 @@ func (s *Sampler) sample(now time.Time) {
 		if !ok {
 			continue
 		}
-		err := errors.Join(s.store.Add(uuid, sample), s.store.NoteErrors(readings[i].Facts.Pool, now))
+		err := errors.Join(s.store.Add(uuid, sample), s.store.NoteErrors(readings[i].Facts.Pool, now, s.up()))
 		if err != nil && !s.failed[uuid] {
 			level.Warn(s.logger).Log("msg", "A sample of a pool is lost; it is not said again until one is not", "err", err)
 		}

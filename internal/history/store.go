@@ -49,6 +49,7 @@ type poolHistory struct {
 	forecast   *forecastView
 
 	errors  map[uint64]DeviceErrors // nil: not read yet
+	dated   map[uint64]dating       // those of errors that this process dated
 	unsaved bool                    // they could not be written
 }
 
@@ -139,7 +140,10 @@ func (s *Store) add(pool btrfs.UUID, sample Sample) error {
 	if last.seconds != 0 && last.quarter() == quarter(sample.Time) {
 		return nil
 	}
-	if last.time().After(sample.Time) && !p.warned {
+	behind := last.time().After(sample.Time)
+	if !behind {
+		p.warned = false
+	} else if !p.warned {
 		p.warned = true
 		level.Warn(s.logger).Log("msg", "The clock is behind the history of a pool: it was wrong before, or is wrong now. Samples go on; once there are enough of them to tell, those of the wrong time are left out", "pool", pool, "last", last.time(), "now", sample.Time.UTC().Truncate(time.Second))
 	}

@@ -100,8 +100,8 @@ func ageOf(in *Input, d *btrfs.Device, now time.Time) (errorAge, string) {
 	before, known := in.Errors[d.ID]
 	rose := newMoment(before.Rose, now)
 	switch {
-	case !known:
-		return unknownAge, "Since when is not known."
+	case !known, before.Rose.Sub(now) > history.Step, before.Watched.Sub(now) > history.Step:
+		return unknownAge, "Since when is not known." // a clock that was wrong, or is
 	case history.Newer(d.Errors.Value, before.Counts):
 		return newErrors, "There were some a moment ago."
 	case rose != nil && now.Sub(before.Rose) < day:

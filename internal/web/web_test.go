@@ -369,6 +369,8 @@ func TestFindings(t *testing.T) {
 		}), "critical BtrfsDeviceMissing no copy on a device that is there"},
 		"full within hours":       {hurried(4*gib, 12*gib, 10*gib, 8*gib, 6*gib), "critical BtrfsPoolFullSoon full in 30 minutes"},
 		"errors of unknown age":   {counted(nil), "warning BtrfsDeviceErrors 2 read, 1 corruption. Since when is not known."},
+		"errors of the future":    {counted(&history.DeviceErrors{Counts: btrfs.ErrorCounts{Read: 2, Corruption: 1}, Watched: now.Add(-99 * time.Hour), Rose: now.Add(time.Hour)}), "warning BtrfsDeviceErrors 2 read, 1 corruption. Since when is not known."},
+		"watched from the future": {counted(&history.DeviceErrors{Counts: btrfs.ErrorCounts{Read: 2, Corruption: 1}, Watched: now.Add(999 * time.Hour)}), "warning BtrfsDeviceErrors 2 read, 1 corruption. Since when is not known."},
 		"errors since a moment":   {counted(&history.DeviceErrors{Counts: btrfs.ErrorCounts{Read: 1, Corruption: 1}, Watched: now.AddDate(0, -1, 0)}), "warning BtrfsDeviceErrors There were some a moment ago."},
 		"errors since a reset":    {counted(&history.DeviceErrors{Counts: btrfs.ErrorCounts{Read: 7, Corruption: 1}, Watched: now.AddDate(0, -1, 0)}), "warning BtrfsDeviceErrors There were some a moment ago."},
 		"errors of today":         {counted(&history.DeviceErrors{Counts: errors3, Watched: now.AddDate(0, -1, 0), Rose: now.Add(-3 * time.Hour)}), "warning BtrfsDeviceErrors The last were seen 3 hours ago."},
