@@ -248,9 +248,12 @@ func consistent(entries []entry) []entry {
 }
 
 // until returns the samples that are told at a time. Those of later are of a clock
-// that was wrong, and contradict nothing.
+// that was wrong, and those that are too old to be told may be: neither contradict
+// anything.
 func (r *ring) until(now time.Time) []entry {
-	return consistent(r.entries[:search(r.entries, now.Unix()+1)])
+	first := search(r.entries, quarter(now.Add(-Span))*stepSeconds)
+	end := search(r.entries, now.Unix()+1)
+	return consistent(r.entries[min(first, end):end])
 }
 
 // search returns how many of some samples are before a time.

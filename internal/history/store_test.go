@@ -382,7 +382,7 @@ func TestNoClockMisleadsTheHistory(t *testing.T) {
 				b.restart()
 				ahead := 0
 				if random.IntN(2) == 0 {
-					ahead = 1 + random.IntN(4)
+					ahead = 1 + random.IntN(8)
 					off := 30*day + time.Duration(random.Int64N(int64(1500*day)))
 					switch random.IntN(3) {
 					case 0:
