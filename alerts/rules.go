@@ -426,7 +426,7 @@ and on (job, instance, uuid) btrfs_pool_devices`,
 			Expr: fmt.Sprintf(`btrfs_governor_notifications_oldest_queued_seconds > %.0f
 unless on (job, instance, receiver) increase(btrfs_governor_notifications_total{result="sent"}[%.0fm]) > 0`, t.NotificationWait.Seconds(), t.NotificationWait.Minutes()),
 			Summary:     `Receiver {{ $labels.receiver }} of btrfs-governor on {{ $labels.instance }} takes nothing`,
-			Description: fmt.Sprintf(`Receiver {{ $labels.receiver }} of btrfs-governor on {{ $labels.instance }} has taken nothing for more than %.0f minutes.`, t.NotificationWait.Minutes()) + `{{ with printf "btrfs_governor_notifications_queued{instance=%q,receiver=%q}" $labels.instance $labels.receiver | query }} Notifications that wait for it: {{ . | first | value }}.{{ end }} The oldest has waited for {{ $value | humanizeDuration }}. Until it takes them nobody hears through it.`,
+			Description: fmt.Sprintf(`Receiver {{ $labels.receiver }} of btrfs-governor on {{ $labels.instance }} was not seen to take anything for %.0f minutes.`, t.NotificationWait.Minutes()) + `{{ with printf "btrfs_governor_notifications_queued{instance=%q,receiver=%q}" $labels.instance $labels.receiver | query }} Notifications that wait for it: {{ . | first | value }}.{{ end }} The oldest has waited for {{ $value | humanizeDuration }}. Until it takes them nobody hears through it.`,
 		},
 		{
 			// The counters begin at zero with the process, so what a process of less

@@ -101,7 +101,7 @@ func (s *Store) findOrMake(pool btrfs.UUID) (*poolHistory, error) {
 	p := s.pools[pool]
 	if p == nil {
 		if len(s.pools) >= maxPools {
-			return nil, fmt.Errorf("there are histories of %d pools, and no more are kept: remove %s of a pool that is gone, and restart", len(s.pools), s.dir.Path(filePrefix+"UUID"+fileSuffix))
+			return nil, fmt.Errorf("there are histories of %d pools, and no more are kept: remove %s of a pool that is gone, and restart", len(s.pools), s.dir.Path(filePrefix+"UUID.*"))
 		}
 		p = &poolHistory{uuid: pool}
 		s.pools[pool] = p
