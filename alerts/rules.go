@@ -194,7 +194,7 @@ func deviceGroup(t *Thresholds) group {
 			Name: "BtrfsDeviceMissing", Severity: critical, Keep: "5m",
 			Expr:    `(btrfs_device_missing == 1)` + named,
 			Summary: `A device of pool ` + pool + ` is missing`,
-			Description: `Device {{ $labels.devid }} of pool ` + pool + ` on {{ $labels.instance }} is missing.` + queried("sum(btrfs_pool_lost_bytes{uuid='%s'}) > 0", ` Block groups of {{ . | first | value | humanize1024 }}B have no copy on a device that is there: what lies in them cannot be read.{{ else }}`+
+			Description: `Device {{ $labels.devid }} of pool ` + pool + ` on {{ $labels.instance }} is missing.` + queried("max by (uuid) (sum by (job, instance, uuid) (btrfs_pool_lost_bytes{uuid='%s'})) > 0", ` Block groups of {{ . | first | value | humanize1024 }}B have no copy on a device that is there: what lies in them cannot be read.{{ else }}`+
 				queried("btrfs_pool_device_failures_tolerated{uuid='%s'}", ` {{ with . | first | value }}{{ . }} more{{ else }}No other{{ end }} may fail before data is lost.`)),
 		},
 		{

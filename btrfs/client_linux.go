@@ -119,6 +119,9 @@ func (c *Client) UUIDs() ([]UUID, error) {
 			uuids = append(uuids, u)
 		}
 	}
+	if dir.err != nil {
+		return uuids, fmt.Errorf("find the mounted filesystems: %w", dir.err)
+	}
 	return uuids, nil
 }
 

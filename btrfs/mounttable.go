@@ -18,7 +18,8 @@ type MountTable struct {
 
 	mu      sync.Mutex
 	reading *tableReading // under way; nil if none is
-	last    []Mount
+	last    []Mount       // what was found last
+	found   time.Time     // when
 }
 
 // tableReading is a reading of the table, shared by all who ask meanwhile.
@@ -45,7 +46,10 @@ func (t *MountTable) List(patience time.Duration) ([]Mount, error) {
 		go func() {
 			r.mounts, r.err = t.read()
 			t.mu.Lock()
-			t.reading, t.last = nil, r.mounts
+			t.reading = nil
+			if r.err == nil || len(r.mounts) > 0 {
+				t.last, t.found = r.mounts, r.started
+			}
 			t.mu.Unlock()
 			close(r.done)
 		}()
@@ -61,7 +65,11 @@ func (t *MountTable) List(patience time.Duration) ([]Mount, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.last, fmt.Errorf("the mount table gives %w; the pools are those found %s ago", ErrNoAnswer, time.Since(r.started).Round(time.Minute))
+	if t.found.IsZero() {
+		return nil, fmt.Errorf("the mount table gives %w", ErrNoAnswer)
+	}
+	// The same text as long as it hangs: it is logged once.
+	return t.last, fmt.Errorf("the mount table gives %w; the pools are those of %s", ErrNoAnswer, t.found.Format(time.DateTime))
 }
 
 // Find returns the mount of a filesystem that can be reached, nil where there is

@@ -98,12 +98,15 @@ type Runner struct {
 	now       func() time.Time
 	changed   chan struct{} // gets a value when the settings changed
 
-	mu       sync.Mutex
-	settings Settings
-	pools    map[btrfs.UUID]*pool
-	places   map[btrfs.UUID][]string // the disks of the pools that are being scrubbed
-	ctx      context.Context         // set while Run runs
-	loops    sync.WaitGroup
+	mu sync.Mutex
+	// mountsFault is the last error of the mount table, so that one that lasts is
+	// logged once.
+	mountsFault string
+	settings    Settings
+	pools       map[btrfs.UUID]*pool
+	places      map[btrfs.UUID][]string // the disks of the pools that are being scrubbed
+	ctx         context.Context         // set while Run runs
+	loops       sync.WaitGroup
 }
 
 // New returns a Runner with the checkpoints of the state directory. One that is
@@ -515,6 +518,21 @@ func (r *Runner) Status(uuid btrfs.UUID) (Status, error) {
 	return p.status(), nil
 }
 
+// logMounts logs an error of the mount table when it is another one than before.
+func (r *Runner) logMounts(err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	r.mu.Lock()
+	changed := text != r.mountsFault
+	r.mountsFault = text
+	r.mu.Unlock()
+	if changed && err != nil {
+		level.Warn(r.logger).Log("msg", "could not find all pools to scrub", "err", err)
+	}
+}
+
 // runSchedules starts what is due.
 func (r *Runner) runSchedules() {
 	r.mu.Lock()
@@ -524,9 +542,7 @@ func (r *Runner) runSchedules() {
 		return
 	}
 	mounts, err := r.mounts.List(tablePatience)
-	if err != nil {
-		level.Warn(r.logger).Log("msg", "could not find all pools to scrub", "err", err)
-	}
+	r.logMounts(err)
 	var last lastRuns
 	err = r.state.LoadJSON(schedulesName, &last, func() error { return nil })
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

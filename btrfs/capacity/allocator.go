@@ -62,6 +62,7 @@ type simulatedDevice struct {
 	index     int // in the layout
 	size      uint64
 	available uint64 // size less device extents
+	over      uint64 // device extents less size, of a device that is being made smaller
 	holes     []Hole // in order of Start
 	// first is, for each block group type, the first hole that is not known
 	// to be too small for a stripe of that type. Holes only shrink, so it

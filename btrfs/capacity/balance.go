@@ -195,7 +195,9 @@ func (s *space) share(c *placedChunk) uint64 {
 // release gives a piece of the device back. What lies beyond the end of a
 // device that is being made smaller is no hole.
 func (d *simulatedDevice) release(start, length uint64) {
-	d.available += length
+	paid := min(d.over, length)
+	d.over -= paid
+	d.available += length - paid
 	if start >= d.size {
 		return
 	}

@@ -629,6 +629,46 @@ func TestWhatIf(t *testing.T) {
 	}
 }
 
+// A device with nothing on it, that is not the last, is removed; and one is made smaller
+// than what it holds, so that some of that moves.
+func TestWhatIfOfAnEmptyDeviceAndOfOneTooSmall(t *testing.T) {
+	p := fresh(t, btrfs.RAID1, btrfs.RAID1, 400*gib, 100*gib, 300*gib, 301*gib)
+	for range 80 {
+		grow(t, p, btrfs.Data, btrfs.RAID1, gib, gib)
+	}
+	l, err := NewLayout(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Devices[1].Used != 0 || l.Devices[0].Used <= 60*gib {
+		t.Fatalf("device 2 has %d bytes, device 1 %d", l.Devices[1].Used, l.Devices[0].Used)
+	}
+	var used uint64
+	for _, d := range l.Devices {
+		used += d.Used
+	}
+	for _, tt := range []struct {
+		change Change
+		first  uint64 // what is on the first device then
+	}{{RemoveDevice{2}, l.Devices[0].Used}, {ResizeDevice{1, 50 * gib}, 0}} {
+		_, devices, err := WhatIf(p, l, tt.change)
+		if err != nil {
+			t.Errorf("%s: %v", tt.change, err)
+			continue
+		}
+		var now uint64
+		for _, d := range devices {
+			now += d.Used
+			if _, known := d.ByType(); !known || d.Used > d.Size {
+				t.Errorf("%s: device %d of %d bytes: %d are used, for %v", tt.change, d.ID, d.Size, d.Used, d.Allocated)
+			}
+		}
+		if now > used || now < used*9/10 || tt.first > 0 && devices[0].Used != tt.first {
+			t.Errorf("%s: %d bytes are used on %v, before %d were", tt.change, now, devices, used)
+		}
+	}
+}
+
 // TestNoProfileIsGivenUpForARemoval: the kernel refuses to remove a device that a
 // profile needs ("unable to go below two devices on raid1"), and so do we.
 func TestNoProfileIsGivenUpForARemoval(t *testing.T) {

@@ -287,6 +287,7 @@ func (l *Layout) newAllocator(empty bool) *allocator {
 			}
 		} else {
 			s.available = d.Size - min(d.Size, d.Used)
+			s.over = d.Used - min(d.Size, d.Used)
 			s.holes = slices.Clone(d.Holes)
 		}
 		a.devices = append(a.devices, s)

@@ -159,6 +159,7 @@ func (c RemoveDevice) apply(w *whatIf) error {
 		return err
 	}
 	w.layout.Devices = slices.DeleteFunc(w.layout.Devices, func(d LayoutDevice) bool { return d.ID == c.ID })
+	w.forgetChunks() // they name devices by their place
 	return nil
 }
 
@@ -260,7 +261,7 @@ func (w *whatIf) move(id, from uint64) error {
 	}
 	for i := range a.devices {
 		d := &w.layout.Devices[a.devices[i].index]
-		d.Used = d.Size - min(d.Size, a.devices[i].available)
+		d.Used = d.Size - min(d.Size, a.devices[i].available) + a.devices[i].over
 		d.Holes = slices.DeleteFunc(a.devices[i].holes, func(h Hole) bool { return h.Length == 0 || h.Start >= d.Size })
 		d.tidyAllocated()
 	}
@@ -268,9 +269,13 @@ func (w *whatIf) move(id, from uint64) error {
 		sp := &w.pool.Spaces[i]
 		w.retotal(sp, sp.Total+m.types[sp.Type].total-before[sp.Type].total)
 	}
-	// Which chunks there are now is not followed up.
-	w.layout.chunks, w.layout.stripes, w.layout.sets, w.layout.Allocations = nil, nil, nil, nil
+	w.forgetChunks()
 	return nil
+}
+
+// forgetChunks forgets which chunks there are: it is not followed up.
+func (w *whatIf) forgetChunks() {
+	w.layout.chunks, w.layout.stripes, w.layout.sets, w.layout.Allocations = nil, nil, nil, nil
 }
 
 func (w *whatIf) reaches(c *placedChunk, id, from uint64) bool {
@@ -323,6 +328,6 @@ func (w *whatIf) layOut() error {
 		d.Used = d.Size - min(d.Size, a.devices[i].available)
 		d.tidyAllocated()
 	}
-	w.layout.chunks, w.layout.stripes, w.layout.sets, w.layout.Allocations = nil, nil, nil, nil
+	w.forgetChunks()
 	return nil
 }

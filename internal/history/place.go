@@ -12,8 +12,8 @@ import (
 
 // Each sample is written at once, whatever the clock says: where it belongs if that
 // costs nothing, else on trial in the header, until enough others agree with it. So
-// a clock that was wrong for less than six hours costs no sample that was good, and
-// holds none up.
+// a clock that was wrong for up to two hours after a start costs no sample that was
+// good, and holds none up.
 
 // believed is how many samples must agree before something good is written over:
 // six hours of them. A computer without a clock of its own starts in the past, and

@@ -96,6 +96,7 @@ type question struct {
 type answer struct {
 	asked, fetched time.Time
 	failed         time.Time // when it was last asked of Prometheus in vain
+	refused        bool      // and that Prometheus refused it
 	samples        []Sample
 	forecast       Forecast
 	ok             bool
@@ -276,9 +277,11 @@ func (p *Prometheus) fetchAll(ctx context.Context) {
 			return
 		}
 		if err != nil {
-			first := p.fail(d)
-			if refused(err) {
-				if first {
+			isRefused := refused(err)
+			changed := p.fail(d, isRefused)
+			if isRefused {
+				p.answers()
+				if changed {
 					level.Warn(p.logger).Log("msg", "Prometheus refuses a question about a pool; where it is asked, the history is the local one, if there is one", "pool", d.pool, "span", d.span, "url", p.address, "err", err)
 				}
 				continue
@@ -290,23 +293,30 @@ func (p *Prometheus) fetchAll(ctx context.Context) {
 			p.failing = true
 			return
 		}
-		if p.failing {
-			level.Info(p.logger).Log("msg", "Prometheus answers again", "url", p.address)
-		}
-		p.failing = false
+		p.answers()
 		p.keep(d, a)
 	}
 }
 
-// refused reports whether Prometheus answered, and the answer is that this one
-// question has none: too many samples, perhaps, or too long a search.
-func refused(err error) bool {
-	e, ok := errors.AsType[*promv1.Error](err)
-	return ok && (e.Type == promv1.ErrBadData || e.Type == promv1.ErrExec || e.Type == promv1.ErrTimeout)
+// answers notes that Prometheus does.
+func (p *Prometheus) answers() {
+	if p.failing {
+		level.Info(p.logger).Log("msg", "Prometheus answers again", "url", p.address)
+	}
+	p.failing = false
 }
 
-// fail notes that a question was asked in vain; first tells that it was not before.
-func (p *Prometheus) fail(d due) (first bool) {
+// refused reports whether Prometheus answered, and the answer is that this one
+// question has none: too many samples, perhaps. One that took it too long is no
+// refusal: a Prometheus that has too much to do is left alone for a while.
+func refused(err error) bool {
+	e, ok := errors.AsType[*promv1.Error](err)
+	return ok && (e.Type == promv1.ErrBadData || e.Type == promv1.ErrExec)
+}
+
+// fail notes that a question was asked in vain; changed tells that it was refused, or
+// not, other than the last time.
+func (p *Prometheus) fail(d due, refused bool) (changed bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	known := p.pools[d.pool]
@@ -314,9 +324,9 @@ func (p *Prometheus) fail(d due) (first bool) {
 		return false
 	}
 	a := known.answers[d.question]
-	first = a.failed.IsZero()
-	a.failed = p.now()
-	return first
+	changed = a.refused != refused
+	a.failed, a.refused = p.now(), refused
+	return changed
 }
 
 // due returns what to fetch, last what was asked in vain, and forgets what nobody

@@ -184,7 +184,8 @@ type deviceSpaceView struct {
 	Missing bool   `json:"missing,omitempty"`
 	Size    uint64 `json:"size_bytes"`
 	// Allocated is in block groups. What these are for is left out where it is
-	// not known: without root. Mixed ones are data.
+	// not known: without root, or in a what-if of a device that takes no chunks.
+	// Mixed ones are data.
 	Allocated uint64            `json:"allocated_bytes"`
 	Data      btrfs.Opt[uint64] `json:"data_bytes,omitzero"`
 	Metadata  btrfs.Opt[uint64] `json:"metadata_bytes,omitzero"`

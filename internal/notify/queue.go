@@ -159,7 +159,7 @@ func endLine(id string, result Result) json.RawMessage {
 
 // newEntry prepares a message for the queue.
 func newEntry(receiver string, m *alertmanager.Message, now time.Time) (*entry, error) {
-	e := &entry{id: newID(), receiver: receiver, key: keyOf(receiver, m), group: m.GroupKey, accepted: now.UTC().Round(0)}
+	e := &entry{id: newID(), receiver: receiver, key: keyOf(receiver, m), group: cutBytes(m.GroupKey, maxKeptText), accepted: now.UTC().Round(0)}
 	kept, out := trim(m)
 	var err error
 	e.line, err = json.Marshal(&record{ID: e.id, Receiver: receiver, Key: e.key, Accepted: e.accepted, Message: kept, LeftOut: out})
